@@ -1,0 +1,64 @@
+"""Pure kernels: tensors in, tensors out; torch and jaxtyping only."""
+
+from spectral_lightning.linalg.condition import condition_number
+from spectral_lightning.linalg.exact import singular_values
+from spectral_lightning.linalg.intervals import spectral_norm_interval, vector_angle_bound
+from spectral_lightning.linalg.lanczos import LeadingTriplets, leading_triplets
+from spectral_lightning.linalg.measures import (
+    effective_rank,
+    energy_rank,
+    frobenius_norm,
+    nuclear_norm,
+    numerical_rank,
+    participation_ratio,
+    stable_rank,
+)
+from spectral_lightning.linalg.null import (
+    gaussian_condition_number,
+    gaussian_effective_rank,
+    gaussian_participation_ratio,
+    gaussian_smallest_value,
+    gaussian_spectral_norm,
+    gaussian_stable_rank,
+    marchenko_pastur_density,
+    marchenko_pastur_quantile,
+)
+from spectral_lightning.linalg.polar import newton_schulz
+from spectral_lightning.linalg.precision import full_precision
+from spectral_lightning.linalg.ritz import (
+    leading_eigenpairs,
+    orthonormalize_rows,
+    rayleigh_ritz,
+)
+from spectral_lightning.linalg.subspaces import orthonormalize, principal_angles
+
+__all__ = [
+    "LeadingTriplets",
+    "condition_number",
+    "effective_rank",
+    "energy_rank",
+    "frobenius_norm",
+    "full_precision",
+    "gaussian_condition_number",
+    "gaussian_effective_rank",
+    "gaussian_participation_ratio",
+    "gaussian_smallest_value",
+    "gaussian_spectral_norm",
+    "gaussian_stable_rank",
+    "leading_eigenpairs",
+    "leading_triplets",
+    "marchenko_pastur_density",
+    "marchenko_pastur_quantile",
+    "newton_schulz",
+    "nuclear_norm",
+    "numerical_rank",
+    "orthonormalize",
+    "orthonormalize_rows",
+    "participation_ratio",
+    "principal_angles",
+    "rayleigh_ritz",
+    "singular_values",
+    "spectral_norm_interval",
+    "stable_rank",
+    "vector_angle_bound",
+]
