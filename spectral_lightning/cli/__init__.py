@@ -1,0 +1,5 @@
+"""The command line: `spectral fit|validate|test|predict|generate`.
+
+Importing this package loads neither torch nor Lightning, so that help answers at once;
+`SpectralCLI` lives in `spectral_lightning.cli.main`.
+"""

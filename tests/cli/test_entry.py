@@ -1,0 +1,82 @@
+"""The console command up to the point where it hands over; nothing here may need torch."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import spectral_lightning
+from spectral_lightning.cli import entry
+
+WITHOUT_TORCH = """
+import sys
+from spectral_lightning.cli.entry import main
+try:
+    status = main(sys.argv[1:])
+except SystemExit as end:
+    status = end.code
+assert not {"torch", "lightning"} & set(sys.modules)
+sys.exit(status)
+"""
+
+
+def spectral(*args: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process that fails if torch or Lightning was imported."""
+    command = [sys.executable, "-c", WITHOUT_TORCH, *args]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_lists_every_command_without_torch(option):
+    result = spectral(option)
+    assert result.returncode == 0, result.stderr
+    for command in entry.COMMANDS:
+        assert f"\n  {command} " in result.stdout
+
+
+def test_version_is_answered_without_torch():
+    result = spectral("--version")
+    assert result.stdout == f"spectral_lightning {spectral_lightning.__version__}\n"
+    assert result.returncode == 0, result.stderr
+
+
+def test_no_command_shows_the_help_and_fails():
+    result = spectral()
+    assert result.returncode == 2
+    assert result.stderr.startswith("usage: spectral COMMAND")
+
+
+def test_help_of_generate_needs_no_torch():
+    result = spectral("generate", "--help")
+    assert result.returncode == 0, result.stderr
+    assert "--max_new_tokens" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["fti"], "Unknown command `fti`; did you mean `fit`?"),
+        (["Generate"], "Unknown command `Generate`; did you mean `generate`?"),
+        (["export"], "Unknown command `export`."),
+        (["--hlep"], "Unknown option `--hlep`; did you mean `--help`?"),
+        (["generate", "--promt", "x"], "Unknown option `--promt`; did you mean `--prompt`?"),
+        (["generate", "--prompt=x"], "`--checkpoint` must be given."),
+        (["generate", "--checkpoint=x"], "`--prompt` must be given."),
+        (["generate", "--check=x", "--prompt=x"], "Unknown option `--check`"),
+        (["generate", "--top_k=many"], "Argument --top_k: invalid int value: 'many'."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_sentence_without_torch(args, sentence):
+    result = spectral(*args)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {sentence}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_traceback_is_taken_anywhere_and_reaches_other_processes(monkeypatch, capsys):
+    monkeypatch.setenv("SPECTRAL_DEBUG", "")
+    assert entry.main(["--version", "--traceback"]) == 0
+    assert os.environ["SPECTRAL_DEBUG"] == "1"
+    capsys.readouterr()
