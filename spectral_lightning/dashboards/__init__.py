@@ -1,0 +1,20 @@
+"""How spectra are seen: TensorBoard, figures and a table for the terminal."""
+
+from spectral_lightning.dashboards.figures import heat_map, spectrum_figure
+from spectral_lightning.dashboards.table import worst_layers_table
+from spectral_lightning.dashboards.tensorboard import (
+    MEASURES,
+    write_heat_map,
+    write_histograms,
+    write_layout,
+)
+
+__all__ = [
+    "MEASURES",
+    "heat_map",
+    "spectrum_figure",
+    "worst_layers_table",
+    "write_heat_map",
+    "write_histograms",
+    "write_layout",
+]
