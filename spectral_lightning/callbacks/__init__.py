@@ -1,0 +1,6 @@
+"""Lightning callbacks: which reading, which decision, which action; nothing else."""
+
+from spectral_lightning.callbacks.base import SpectralCallback
+from spectral_lightning.callbacks.monitor import SpectralMonitor
+
+__all__ = ["SpectralCallback", "SpectralMonitor"]
