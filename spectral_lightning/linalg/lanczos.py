@@ -193,7 +193,11 @@ def _num_row_blocks(m: int, device: torch.device) -> int:
 def _ritz(space: _Krylov, k: int) -> _Ritz:
     """Rayleigh-Ritz over the basis; the `k` leading pairs and what is left of `W^T W v`."""
     Q, A, B = space
-    values, coefficients = rayleigh_ritz(Q @ Q.mT, (A @ A.mT).sum(dim=1), k)
+    # Sums of equal float32 terms, as of a constant weight, would be off by sqrt(m) roundings, and
+    # what is left of dependent rows then by all of the value.
+    Q64, A64 = Q.double(), A.double()
+    gram, projected = Q64 @ Q64.mT, (A64 @ A64.mT).sum(dim=1)
+    values, coefficients = rayleigh_ritz(gram, projected, k, dtype=Q.dtype)
     V, image = coefficients @ Q, coefficients @ B
     # Divided by sigma^2 nothing overflows or vanishes, and what is below rounding stays small.
     squares = values.square()

@@ -17,10 +17,10 @@ def orthonormalize_rows(rows: Float[Tensor, "L k n"]) -> Float[Tensor, "L k n"]:
 
     Cholesky of the Gram matrix in float64, with rows scaled to length 1 first: only matrix
     products and triangular solves of size ``k``, so that it never waits for a GPU. The error of
-    orthogonality is about the compute dtype's epsilon times the squared condition number of the
-    scaled rows; (nearly) dependent rows give short rows rather than a failure. `rayleigh_ritz`
-    takes the Gram matrix into account, so that values stay right in either case. For an exactly
-    orthonormal basis whatever the input, as columns, see `orthonormalize`.
+    orthogonality is up to 64 ``eps`` times the squared condition number of the scaled rows;
+    (nearly) dependent rows give short rows rather than a failure. `rayleigh_ritz` takes the Gram
+    matrix into account, so that values stay right in either case. For an exactly orthonormal
+    basis whatever the input, as columns, see `orthonormalize`.
 
     Args:
         rows: Blocks of ``k`` rows, shape ``(L, k, n)``, ``k <= n``.
@@ -43,7 +43,7 @@ def orthonormalize_rows(rows: Float[Tensor, "L k n"]) -> Float[Tensor, "L k n"]:
 
 
 def rayleigh_ritz(
-    gram: Float[Tensor, "L p p"], projected: Float[Tensor, "L p p"], k: int
+    gram: Float[Tensor, "L p p"], projected: Float[Tensor, "L p p"], k: int, *, dtype: torch.dtype
 ) -> tuple[Float[Tensor, "L k"], Float[Tensor, "L k p"]]:
     """Leading singular values of matrices seen through a basis, and how to combine the basis.
 
@@ -53,13 +53,14 @@ def rayleigh_ritz(
     out (their values come out too small), so that no value overshoots by more than rounding.
 
     Args:
-        gram: ``Q Q^T``, shape ``(L, p, p)``, in the dtype that ``Q`` and ``A`` were computed in.
-        projected: ``A A^T``, shape ``(L, p, p)``, same dtype.
+        gram: ``Q Q^T``, shape ``(L, p, p)``, float64.
+        projected: ``A A^T``, shape ``(L, p, p)``, float64.
         k: Number of pairs wanted, ``1 <= k <= p``.
+        dtype: Dtype that ``Q`` and ``A`` were computed in, whose epsilon is meant by rounding.
 
     Returns:
         Ritz values, shape ``(L, k)``, float64, descending; and coefficients, shape ``(L, k, p)``,
-        in the dtype of ``gram``, whose product with the basis gives unit Ritz vectors. NaN where
+        in ``dtype``, whose product with the basis gives unit Ritz vectors. NaN where
         the input is not finite.
 
     References:
@@ -67,7 +68,10 @@ def rayleigh_ritz(
 
     Example:
         >>> values, coefficients = rayleigh_ritz(
-        ...     torch.eye(2)[None], torch.diag(torch.tensor([4.0, 9.0]))[None], 1
+        ...     torch.eye(2).double()[None],
+        ...     torch.diag(torch.tensor([4.0, 9.0])).double()[None],
+        ...     1,
+        ...     dtype=torch.float32,
         ... )
         >>> round(values.item(), 4), coefficients.abs().round(decimals=4)
         (3.0, tensor([[[0., 1.]]]))
@@ -75,17 +79,19 @@ def rayleigh_ritz(
     finite = torch.isfinite(gram + projected).all(dim=(-2, -1))
     identity = torch.eye(gram.shape[-1], dtype=torch.float64, device=gram.device)
     shown = finite[:, None, None]
-    eps = torch.finfo(gram.dtype).eps
-    whitening = _whitening(torch.where(shown, gram.double(), identity), eps)
-    inner = whitening @ torch.where(shown, projected.double(), identity) @ whitening.mT
+    whitening = _whitening(torch.where(shown, gram, identity), torch.finfo(dtype).eps)
+    inner = whitening @ torch.where(shown, projected, identity) @ whitening.mT
     if inner.device.type == "cpu":
         squares, vectors = torch.linalg.eigh(inner)
         squares, vectors = squares.flip(-1)[:, :k], vectors.flip(-1)[:, :, :k].mT
     else:
         squares, vectors = leading_eigenpairs(inner, k)
-    nan = torch.full_like(squares, torch.nan)
-    values = torch.where(finite[:, None], squares.clamp_min(0).sqrt(), nan)
-    return values, (vectors @ whitening).to(gram.dtype)
+    coefficients = vectors @ whitening
+    # Not 1, since the Gram matrix was shifted; near 0 for what is only rounding of dependent rows.
+    length = ((coefficients @ gram) * coefficients).sum(dim=-1).clamp_min(0.5)
+    values = (squares.clamp_min(0) / length).sqrt().cummin(dim=-1).values
+    values = torch.where(finite[:, None], values, torch.nan)
+    return values, (coefficients / length.sqrt().unsqueeze(-1)).to(dtype)
 
 
 def leading_eigenpairs(

@@ -63,11 +63,14 @@ class Target:
     def matrix(self) -> Tensor:
         """The weight as it is now: a detached view of shape ``(m, n)`` wherever one is possible.
 
-        A sharded parameter (DTensor) is gathered: every rank gets the whole matrix.
+        A sharded parameter (DTensor) is gathered: every rank gets the whole matrix. A weight on
+        an Apple GPU, which has no float64, is copied to the CPU.
         """
         tensor = self.stored()
         if hasattr(tensor, "full_tensor"):
             tensor = tensor.full_tensor()
+        if tensor.device.type == "mps":
+            tensor = tensor.cpu()
         if self.expert is not None:
             tensor = tensor[self.expert]
         tensor = tensor.flatten(1)

@@ -77,7 +77,7 @@ class Tracker:
         seed: int = 0,
         wait: bool | None = None,
     ) -> None:
-        weight = targets[0].stored()
+        weight = targets[0].matrix()
         self.names = [target.name for target in targets]
         self.dtype = compute_dtype(weight)
         self.device = weight.device
@@ -178,7 +178,8 @@ class Tracker:
         if self._exact:
             basis = torch.eye(self._n, dtype=self.dtype, device=self.device)
             return leading_triplets(weights, basis.expand(len(index), -1, -1), num_passes=1)
-        start = self._random(len(index), COLD_VECTORS) if cold else self._probed(index)
+        most = max(COLD_VECTORS, self._k)
+        start = self._random(len(index), most) if cold else self._probed(index)
         if not self._wait:
             passes = FIRST_PASSES if cold else HURRIED_PASSES if self.hurry else FIXED_PASSES
             return leading_triplets(weights, start, num_passes=passes)

@@ -52,13 +52,13 @@ def test_rounding_never_takes_the_truth_out_of_the_interval(kind, shape):
     assert low <= truth <= high
 
 
-def test_rounding_is_at_least_six_times_what_is_measured():
+def test_rounding_is_at_least_ten_times_what_is_measured():
     eps = torch.finfo(torch.float32).eps
     for kind, shape in [("constant", (8192, 48)), ("constant", (64, 4096)), ("spike", (512, 64))]:
         weight = KINDS[kind](*shape)
         truth = singular_values(weight.double())[0].item()
         error = abs(measured(weight)[1] - truth) / truth
-        assert error <= 4 / 6 * math.sqrt(max(shape)) * eps
+        assert error <= 2 / 10 * math.sqrt(max(shape)) * eps
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -75,7 +75,7 @@ def test_width_is_the_residual_plus_rounding_on_both_sides():
     low, high = spectral_norm_interval(
         torch.tensor([2.0]), torch.tensor([0.5]), num_terms=100, dtype=torch.float32
     )
-    rounding = 2 * 4 * 10 * torch.finfo(torch.float32).eps
+    rounding = 2 * 2 * 10 * torch.finfo(torch.float32).eps  # of a value of 2
     assert low.item() == pytest.approx(2 - rounding, abs=1e-12, rel=1e-6)
     assert high.item() == pytest.approx(2.5 + rounding, rel=1e-6)
 

@@ -139,6 +139,16 @@ def test_tolerances_are_kept_where_no_limit_is_hit():
     assert loose.num_passes.sum() < tight.num_passes.sum()
 
 
+def test_a_wide_residual_is_not_accepted_whatever_the_gap_promises():
+    weights = [randn(70, 60, seed=seed) for seed in range(10)]
+    for max_residual in (0.3, 0.03):
+        found = leading_triplets(
+            weights, start_for(weights, 6), rtol=1.0, max_residual=max_residual, max_passes=20
+        )
+        assert (found.residual <= max_residual * found.values[:, 0]).all()
+        assert found.residual.max() > 0.01 * max_residual * found.values.max()
+
+
 def test_frobenius_norm_is_measured_on_the_way():
     weights = [randn(9, 6, seed=seed, dtype=torch.float32) for seed in range(3)]
     found = leading_triplets(weights, start_for(weights), num_passes=2)

@@ -24,10 +24,10 @@ def randn(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=rng(seed), dtype=torch.float64).to(dtype)
 
 
-def projected(Q, W):
-    """What `rayleigh_ritz` is given for the rows `Q` of a basis and a matrix `W`."""
-    A = Q @ W.mT
-    return Q @ Q.mT, A @ A.mT
+def ritz(Q, W, k):
+    """Ritz values and coefficients of a batch of matrices `W` on the rows of bases `Q`."""
+    rows, images = Q.double(), (Q @ W.mT).double()
+    return rayleigh_ritz(rows @ rows.mT, images @ images.mT, k, dtype=Q.dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -70,7 +70,7 @@ def test_a_zero_row_stays_zero_beside_others():
 def test_ritz_values_are_those_of_the_projected_matrix(basis):
     W, rows = randn(12, 9), randn(4, 9, seed=1)
     Q = orthonormalize(rows.mT).mT if basis == "orthonormal" else rows
-    values, coefficients = rayleigh_ritz(*(part[None] for part in projected(Q, W)), 3)
+    values, coefficients = ritz(Q[None], W[None], 3)
     truth = torch.linalg.svdvals(W @ orthonormalize(rows.mT))[:3]
     torch.testing.assert_close(values[0], truth, rtol=1e-10, atol=0)
     vectors = coefficients[0] @ Q
@@ -86,7 +86,7 @@ def test_nearly_dependent_rows_never_make_a_value_overshoot(noise):
         rows = randn(1, 1, 20, seed=9, dtype=torch.float32)
         rows = rows + noise * randn(1, 20, 20, seed=seed, dtype=torch.float32)
         for Q in (rows / rows.norm(dim=-1, keepdim=True), orthonormalize_rows(rows)):
-            values, _ = rayleigh_ritz(*projected(Q, W), 2)
+            values, _ = ritz(Q, W, 2)
             truth = torch.linalg.svdvals(W.double())[0, 0]
             # Measured: at most 2 roundings above.
             assert (values[0, 0] <= truth * (1 + 8 * EPS)).all()
@@ -96,24 +96,22 @@ def test_nearly_dependent_rows_never_make_a_value_overshoot(noise):
 
 def test_orthonormal_rows_lose_nothing_to_the_shift():
     W = randn(1, 7, 5, dtype=torch.float32)
-    values, _ = rayleigh_ritz(*projected(torch.eye(5)[None], W), 5)
+    values, _ = ritz(torch.eye(5)[None], W, 5)
     truth = torch.linalg.svdvals(W.double())
     assert ((values - truth).abs() <= 2 * EPS * truth[:, :1]).all()
 
 
 def test_a_matrix_that_is_not_finite_gives_nan_and_leaves_the_others_alone():
-    gram, squares = (
-        torch.eye(2).repeat(3, 1, 1),
-        torch.diag(torch.tensor([4.0, 9.0])).repeat(3, 1, 1),
-    )
+    gram = torch.eye(2, dtype=torch.float64).repeat(3, 1, 1)
+    squares = torch.diag(torch.tensor([4.0, 9.0], dtype=torch.float64)).repeat(3, 1, 1)
     gram[0, 0, 0], squares[2, 1, 1] = math.nan, math.inf
-    values, _ = rayleigh_ritz(gram, squares, 2)
+    values, _ = rayleigh_ritz(gram, squares, 2, dtype=torch.float32)
     assert values.isnan().all(dim=1).tolist() == [True, False, True]
     torch.testing.assert_close(values[1], torch.tensor([3.0, 2.0], dtype=torch.float64))
 
 
 def test_a_projection_of_zero_has_values_of_zero():
-    values, coefficients = rayleigh_ritz(torch.eye(3)[None], torch.zeros(1, 3, 3), 2)
+    values, coefficients = ritz(torch.eye(3)[None], torch.zeros(1, 3, 3), 2)
     assert values.tolist() == [[0.0, 0.0]]
     assert coefficients.isfinite().all()
 
