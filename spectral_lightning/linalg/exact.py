@@ -1,6 +1,6 @@
 """All singular values of a matrix, by the cheapest route that is accurate enough.
 
-Estimates of the leading values only, which are far cheaper, live in `power` and `lanczos`.
+Estimates of the leading values only, which are far cheaper, live in `lanczos`.
 """
 
 from typing import Literal, get_args
