@@ -91,10 +91,10 @@ def leading_triplets(
             device. None adds passes to each matrix until it has converged, which reads the
             residuals on the host (free on a CPU).
         rtol: With ``num_passes=None``, stop when the estimated relative error
-            ``r^2 / (2 (1 - (s_2 / s_1)^2) + r)``, ``r = residual / s_1``, is at most this. Chosen
-            here by ``scripts/choose_tracking.py``.
+            ``r^2 / (2 (1 - (s_2 / s_1)^2) + r)``, ``r = residual / s_1``, is at most this. Set
+            by hand; `Tracker` passes the one ``scripts/choose_tracking.py`` measured.
         max_residual: With ``num_passes=None``, largest ``r`` at which a matrix counts as
-            converged whatever the estimate. Chosen here by ``scripts/choose_tracking.py``.
+            converged whatever the estimate. Set by hand; no script has varied it.
         max_passes: With ``num_passes=None``, most passes over one matrix.
 
     Returns:
