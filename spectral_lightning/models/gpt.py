@@ -37,6 +37,9 @@ class GPT(nn.Module):
             into heads of even width.
         num_kv_heads: Key/value heads, a divisor of the number of heads; None means one per
             head. Fewer make the key/value cache smaller.
+        qk_norm: Whether queries and keys are normalised, as in nanochat. Without it the scale of
+            their weights sharpens attention without bound, which can make training unstable. The
+            number of parameters is the same.
 
     Attributes:
         vocab_size: Number of token ids.
@@ -68,6 +71,7 @@ class GPT(nn.Module):
         model_dim: int | None = None,
         head_dim: int = 128,
         num_kv_heads: int | None = None,
+        qk_norm: bool = True,
     ) -> None:
         super().__init__()
         model_dim = 64 * depth if model_dim is None else model_dim
@@ -89,10 +93,12 @@ class GPT(nn.Module):
             "model_dim": model_dim,
             "head_dim": head_dim,
             "num_kv_heads": num_kv_heads,
+            "qk_norm": qk_norm,
         }
         self.wte = nn.Embedding(vocab_size, model_dim)
         self.blocks = nn.ModuleList(
-            Block(layer, model_dim, self.num_heads, self.num_kv_heads) for layer in range(depth)
+            Block(layer, model_dim, self.num_heads, self.num_kv_heads, qk_norm=qk_norm)
+            for layer in range(depth)
         )
         self.lm_head = nn.Linear(model_dim, vocab_size, bias=False)
         self.init_weights()

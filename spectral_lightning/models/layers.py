@@ -10,6 +10,8 @@ from typing_extensions import override
 
 from spectral_lightning.models.kv_cache import KVCache
 
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines of the positions' angles, each of shape ``(T, D / 2)``; see `rotary_table`."""
 ROTARY_BASE = 10_000.0  # Su et al. 2021, sec. 3.2.2; nanochat of November 2025
 
 
@@ -28,9 +30,7 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],))
 
 
-def rotary_table(
-    start: int, stop: int, head_dim: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def rotary_table(start: int, stop: int, head_dim: int, device: torch.device) -> Rotation:
     """Return cosine and sine of the rotation angle of every position and channel pair.
 
     Computed anew in every forward pass, which costs less than one layer's norm: a buffer would be
@@ -54,7 +54,7 @@ def rotary_table(
     return angles.cos(), angles.sin()
 
 
-def rotate(x_BHTD: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x_BHTD: Tensor, rotation: Rotation) -> Tensor:
     """Rotate the channel pairs ``(i, i + D/2)`` of each position by minus its angles.
 
     The direction is that of nanochat and the opposite of the paper's; scores between queries and
@@ -75,8 +75,8 @@ def rotate(x_BHTD: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
 class CausalSelfAttention(nn.Module):
     """Each token's weighted mean over itself and the tokens before it.
 
-    Queries and keys are rotated by their position and then normalised (Henry et al. 2020,
-    https://arxiv.org/abs/2010.04245), so their scale in the weights has no effect. Fewer
+    Queries and keys are rotated by their position and, with `qk_norm`, then normalised (Henry et
+    al. 2020, https://arxiv.org/abs/2010.04245), so their scale in the weights has no effect. Fewer
     key/value heads than query heads share keys and values among groups of queries (Ainslie et
     al. 2023, https://arxiv.org/abs/2305.13245).
 
@@ -85,13 +85,17 @@ class CausalSelfAttention(nn.Module):
         model_dim: Width of the residual stream.
         num_heads: Query heads; divides `model_dim`.
         num_kv_heads: Key/value heads; divides `num_heads`.
+        qk_norm: Whether queries and keys are normalised.
     """
 
-    def __init__(self, layer: int, model_dim: int, num_heads: int, num_kv_heads: int) -> None:
+    def __init__(
+        self, layer: int, model_dim: int, num_heads: int, num_kv_heads: int, *, qk_norm: bool = True
+    ) -> None:
         super().__init__()
         self.layer = layer
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
+        self.qk_norm = qk_norm
         kv_dim = model_dim // num_heads * num_kv_heads
         self.c_q = nn.Linear(model_dim, model_dim, bias=False)
         self.c_k = nn.Linear(model_dim, kv_dim, bias=False)
@@ -99,12 +103,7 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(model_dim, model_dim, bias=False)
 
     @override
-    def forward(
-        self,
-        x_BTC: Tensor,
-        rotation: tuple[Tensor, Tensor],
-        kv_cache: KVCache | None = None,
-    ) -> Tensor:
+    def forward(self, x_BTC: Tensor, rotation: Rotation, kv_cache: KVCache | None = None) -> Tensor:
         """Mix each token with those before it.
 
         Args:
@@ -118,8 +117,10 @@ class CausalSelfAttention(nn.Module):
         q_BHTD = self.c_q(x_BTC).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         k_BKTD = self.c_k(x_BTC).unflatten(-1, (self.num_kv_heads, -1)).transpose(1, 2)
         v_BKTD = self.c_v(x_BTC).unflatten(-1, (self.num_kv_heads, -1)).transpose(1, 2)
-        q_BHTD = rms_norm(rotate(q_BHTD, rotation))
-        k_BKSD, v_BKSD = rms_norm(rotate(k_BKTD, rotation)), v_BKTD
+        q_BHTD, k_BKTD = rotate(q_BHTD, rotation), rotate(k_BKTD, rotation)
+        if self.qk_norm:
+            q_BHTD, k_BKTD = rms_norm(q_BHTD), rms_norm(k_BKTD)
+        k_BKSD, v_BKSD = k_BKTD, v_BKTD
         if kv_cache is not None:
             k_BKSD, v_BKSD = kv_cache.append(self.layer, k_BKSD, v_BKSD)
         num_new, num_all = q_BHTD.shape[2], k_BKSD.shape[2]
@@ -169,20 +170,18 @@ class Block(nn.Module):
         model_dim: Width of the residual stream.
         num_heads: Query heads; divides `model_dim`.
         num_kv_heads: Key/value heads; divides `num_heads`.
+        qk_norm: Whether queries and keys are normalised.
     """
 
-    def __init__(self, layer: int, model_dim: int, num_heads: int, num_kv_heads: int) -> None:
+    def __init__(
+        self, layer: int, model_dim: int, num_heads: int, num_kv_heads: int, *, qk_norm: bool = True
+    ) -> None:
         super().__init__()
-        self.attn = CausalSelfAttention(layer, model_dim, num_heads, num_kv_heads)
+        self.attn = CausalSelfAttention(layer, model_dim, num_heads, num_kv_heads, qk_norm=qk_norm)
         self.mlp = MLP(model_dim)
 
     @override
-    def forward(
-        self,
-        x_BTC: Tensor,
-        rotation: tuple[Tensor, Tensor],
-        kv_cache: KVCache | None = None,
-    ) -> Tensor:
+    def forward(self, x_BTC: Tensor, rotation: Rotation, kv_cache: KVCache | None = None) -> Tensor:
         """Return the residual stream ``(B, T, C)`` with this layer's two contributions added."""
         attended_BTC: Tensor = x_BTC + self.attn(rms_norm(x_BTC), rotation, kv_cache)
         transformed_BTC: Tensor = self.mlp(rms_norm(attended_BTC))

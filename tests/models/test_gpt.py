@@ -26,8 +26,9 @@ def naive_rotation(x, position):
     return torch.cat((turned.real, turned.imag))
 
 
-def naive_attention(attn, x_TC):
+def naive_attention(attn, x_TC, qk_norm):
     """One head and one token at a time."""
+    normalised = naive_norm if qk_norm else torch.Tensor.clone
     x_TC = naive_norm(x_TC)
     q, k, v = x_TC @ attn.c_q.weight.T, x_TC @ attn.c_k.weight.T, x_TC @ attn.c_v.weight.T
     width, group = attn.c_q.weight.shape[0] // attn.num_heads, attn.num_heads // attn.num_kv_heads
@@ -36,8 +37,8 @@ def naive_attention(attn, x_TC):
         out, shared = slice(head * width, (head + 1) * width), head // group
         kv = slice(shared * width, (shared + 1) * width)
         for t in range(len(x_TC)):
-            query = naive_norm(naive_rotation(q[t, out], t))
-            keys = [naive_norm(naive_rotation(k[s, kv], s)) for s in range(t + 1)]
+            query = normalised(naive_rotation(q[t, out], t))
+            keys = [normalised(naive_rotation(k[s, kv], s)) for s in range(t + 1)]
             weights = torch.softmax(torch.stack(keys) @ query / math.sqrt(width), dim=0)
             mixed[t, out] = weights @ v[: t + 1, kv]
     return mixed @ attn.c_proj.weight.T
@@ -46,15 +47,17 @@ def naive_attention(attn, x_TC):
 def naive_forward(model, tokens_T):
     x_TC = naive_norm(model.wte.weight[tokens_T])
     for block in model.blocks:
-        x_TC = x_TC + naive_attention(block.attn, x_TC)
+        x_TC = x_TC + naive_attention(block.attn, x_TC, model.config["qk_norm"])
         hidden = naive_norm(x_TC) @ block.mlp.c_fc.weight.T
         x_TC = x_TC + hidden.clamp(min=0) ** 2 @ block.mlp.c_proj.weight.T
     return 15 * torch.tanh(naive_norm(x_TC) @ model.lm_head.weight.T / 15)
 
 
-@pytest.mark.parametrize("num_kv_heads", [None, 1, 2])
-def test_forward_equals_a_naive_transcription(tiny_gpt, tokens, num_kv_heads):
-    model = tiny_gpt(head_dim=6, num_kv_heads=num_kv_heads).double()
+@pytest.mark.parametrize(
+    ("num_kv_heads", "qk_norm"), [(None, True), (1, True), (2, True), (2, False)]
+)
+def test_forward_equals_a_naive_transcription(tiny_gpt, tokens, num_kv_heads, qk_norm):
+    model = tiny_gpt(head_dim=6, num_kv_heads=num_kv_heads, qk_norm=qk_norm).double()
     tokens_BT = tokens(2, 9)
     with torch.no_grad():
         expected = torch.stack([naive_forward(model, row) for row in tokens_BT])
@@ -134,6 +137,25 @@ def test_a_model_from_the_meta_device_equals_one_built_directly(tokens):
         assert torch.equal(left, right), name
     assert not list(late.buffers())  # nothing that `to_empty` could leave undefined
     assert torch.equal(late(tokens(1, 5)), direct(tokens(1, 5)))
+
+
+def test_the_scale_of_queries_matters_only_without_their_norm(tiny_gpt, tokens):
+    models = {qk_norm: tiny_gpt(qk_norm=qk_norm) for qk_norm in (True, False)}
+    assert num_parameters(models[True]) == num_parameters(models[False])
+    with torch.no_grad():
+        for qk_norm, model in models.items():
+            before = model(tokens(2, 9))
+            for block in model.blocks:
+                block.attn.c_q.weight.mul_(3)
+            assert torch.allclose(model(tokens(2, 9)), before, atol=1e-4) == qk_norm
+
+
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_the_configuration_builds_the_same_function(tiny_gpt, tokens, qk_norm):
+    source = tiny_gpt(qk_norm=qk_norm, num_kv_heads=1)
+    copy = GPT(**source.config)
+    copy.load_state_dict(source.state_dict())
+    assert torch.equal(copy(tokens(2, 9)), source(tokens(2, 9)))
 
 
 def test_later_tokens_do_not_change_earlier_logits(tiny_gpt, tokens):
