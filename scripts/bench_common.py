@@ -17,6 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from spectral_lightning.data import TextDataModule
 
 VOCAB_SIZE, SEQUENCE_LEN = 4096, 256
+SEED = 0
+"""Seed of every random number that a script draws: weights, order of the text, test matrices."""
 
 
 def llama_30m() -> LlamaForCausalLM:
@@ -84,6 +86,7 @@ def report(results: dict[str, Any], save: Path | None) -> None:
         "torch": torch.__version__,
         "lightning": lightning.__version__,
         "transformers": transformers.__version__,
+        "seed": SEED,
         **results,
     }
     if save is not None:

@@ -3,33 +3,44 @@
 One Trainer trains the 30 M Llama. Blocks of steps run in the order A B B A (A without, B with the
 monitor); the overhead is the median over such quadruples of B / A - 1, of which the time
 spent inside the monitor's own hook is reported too: the former is what a user pays, but carries
-the noise of the whole step, the latter does not. The last line printed is one JSON object::
+the noise of the whole step, the latter does not. With ``--spectrum_every_n_steps`` a last block
+follows that takes the exact spectra at each of its steps; what its hook takes longer is the cost
+of one set of spectra, reported as it is and spread over that many steps. The last line printed is
+one JSON object::
 
     python scripts/bench_overhead.py --save scripts/results/overhead.json
+    python scripts/bench_overhead.py --spectrum_every_n_steps 100
 """
 
 import argparse
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from bench_common import LlamaTask, llama_30m, quiet_trainer, report, text_data
+from bench_common import SEED, LlamaTask, llama_30m, quiet_trainer, report, text_data
 
 from spectral_lightning.callbacks import SpectralMonitor
 
 ORDER = "ABBA"
+NUM_SPECTRA = 12  # steps of the last block
 
 
 class SwitchedMonitor(SpectralMonitor):
-    """A monitor that is asleep in the A blocks, and times its hook in the B blocks."""
+    """A monitor that is asleep in the A blocks, and times its hook in the B blocks.
 
-    def __init__(self, block_steps: int, warm_up: int, **options: Any) -> None:
-        super().__init__(table_rows=0, **options)
-        self.block_steps, self.warm_up = block_steps, warm_up
+    Behind the last block it takes the exact spectra at every step, and times that hook too.
+    """
+
+    def __init__(self, block_steps: int, warm_up: int, num_blocks: int, *, spectra: bool) -> None:
+        # By itself the monitor takes spectra at step 0 only.
+        super().__init__(table_rows=0, spectrum_every_n_steps=sys.maxsize if spectra else None)
+        self.block_steps, self.warm_up, self.num_blocks = block_steps, warm_up, num_blocks
         self.hook_seconds: list[float] = []
+        self.spectra_hook_seconds: list[float] = []
         self.block_seconds: list[float] = []
         self._started = 0.0
 
@@ -37,6 +48,12 @@ class SwitchedMonitor(SpectralMonitor):
         """Measure in the B blocks only, and close a block at its last step."""
         done = trainer.global_step - self.warm_up
         block = max(0, done - 1) // self.block_steps
+        if block >= self.num_blocks:
+            start = time.perf_counter()
+            self.spectra.measure(trainer.global_step, all_spectra=True)
+            super().on_train_batch_end(trainer, *args)
+            self.spectra_hook_seconds.append(time.perf_counter() - start)
+            return
         if done <= 0 or ORDER[block % 4] == "B":
             start = time.perf_counter()
             super().on_train_batch_end(trainer, *args)
@@ -49,13 +66,19 @@ class SwitchedMonitor(SpectralMonitor):
             self._started = now
 
 
-def measure(quadruples: int, block_steps: int, warm_up: int, lr: float) -> dict[str, Any]:
+def measure(
+    quadruples: int,
+    block_steps: int,
+    warm_up: int,
+    lr: float,
+    spectrum_every_n_steps: int | None,
+) -> dict[str, Any]:
     """Run the training and evaluate the blocks."""
-    pl.seed_everything(0, verbose=False)
-    monitor = SwitchedMonitor(block_steps, warm_up, spectrum_every_n_steps=None)
-    trainer = quiet_trainer(
-        max_steps=warm_up + 4 * quadruples * block_steps, callbacks=[monitor], accelerator="cpu"
-    )
+    pl.seed_everything(SEED, verbose=False)
+    spectra = spectrum_every_n_steps is not None
+    monitor = SwitchedMonitor(block_steps, warm_up, 4 * quadruples, spectra=spectra)
+    num_steps = warm_up + 4 * quadruples * block_steps + (NUM_SPECTRA if spectra else 0)
+    trainer = quiet_trainer(max_steps=num_steps, callbacks=[monitor], accelerator="cpu")
     trainer.fit(LlamaTask(llama_30m(), lr), text_data(4).train_dataloader())
     blocks = monitor.block_seconds
     ratios = [
@@ -76,6 +99,23 @@ def measure(quadruples: int, block_steps: int, warm_up: int, lr: float) -> dict[
         "hook_percent": round(100 * hook / step, 2),
         "hook_percent_mean": round(100 * statistics.fmean(monitor.hook_seconds) / step, 2),
         "matrices": len(monitor.names),
+        **spectra_cost(monitor, step, spectrum_every_n_steps),
+    }
+
+
+def spectra_cost(monitor: SwitchedMonitor, step: float, interval: int | None) -> dict[str, Any]:
+    """Cost of one set of exact spectra, and its share of `interval` steps of `step` seconds."""
+    if interval is None:
+        return {}
+    norms = statistics.median(monitor.hook_seconds)
+    costs = [seconds - norms for seconds in monitor.spectra_hook_seconds]
+    cost = statistics.median(costs)
+    return {
+        "spectra_taken": len(costs),
+        "spectra_ms": round(1e3 * cost, 1),
+        "spectra_ms_quartiles": [round(1e3 * q, 1) for q in statistics.quantiles(costs, n=4)[::2]],
+        "spectra_percent_of_one_step": round(100 * cost / step, 1),
+        "spectra_percent_amortised": round(100 * cost / (interval * step), 2),
     }
 
 
@@ -86,17 +126,23 @@ def main() -> None:
     parser.add_argument("--block_steps", type=int, default=5, help="optimizer steps per block")
     parser.add_argument("--warm_up", type=int, default=30, help="untimed steps at the start")
     parser.add_argument("--lr", type=float, default=1e-3, help="AdamW learning rate")
+    parser.add_argument(
+        "--spectrum_every_n_steps",
+        type=int,
+        help="also time the exact spectra, and spread their cost over this many steps",
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save", type=Path, help="file for the JSON record")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    result = measure(options.quadruples, options.block_steps, options.warm_up, options.lr)
+    settings = vars_of(options)
+    result = measure(**settings)
     setting = (
         "Llama 29.5 M, AdamW, 4 x 256 tokens, all linear layers, every step:"
         " sigma_max with interval, stable rank, Frobenius norm"
     )
     target = "overhead <= 1.0 %"
-    report({"what": setting, "target": target, **vars_of(options), **result}, options.save)
+    report({"what": setting, "target": target, **settings, **result}, options.save)
 
 
 def vars_of(options: argparse.Namespace) -> dict[str, Any]:

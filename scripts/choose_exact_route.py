@@ -3,16 +3,17 @@
 The routes of one shape are timed in turn within each round, so that a busy machine slows all of
 them alike, and the median over rounds is kept. The last line printed is one JSON object::
 
-    python scripts/choose_exact_route.py --threads 2 --rounds 9
+    python scripts/choose_exact_route.py --save scripts/results/exact_route.json
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+from bench_common import SEED, report
 
 from spectral_lightning.linalg.condition import cheapest_condition_route, condition_number
 from spectral_lightning.linalg.exact import cheapest_route, singular_values
@@ -47,7 +48,7 @@ def time_in_turn(routes: dict[str, Callable[[], object]], rounds: int) -> dict[s
 
 def measure(shape: tuple[int, int], dtype: torch.dtype, rounds: int) -> dict[str, object]:
     """Times of all routes for a Gaussian matrix of one shape."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(SEED)
     weight = torch.randn(shape, dtype=dtype, generator=generator)
     norm = singular_values(weight)[0]
     num_rows, num_cols = max(shape), min(shape)
@@ -84,14 +85,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2, help="torch threads")
     parser.add_argument("--rounds", type=int, default=9, help="timed calls of each route")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    parser.add_argument("--save", type=Path, help="file for the JSON record")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     cases = []
     for dtype in DTYPES:
         for shape in SHAPES:
-            cases.append(measure(shape, dtype, args.rounds))
+            cases.append(measure(shape, dtype, options.rounds))
             print(cases[-1], flush=True)
-    print(json.dumps({"torch": torch.__version__, "threads": args.threads, "cases": cases}))
+    results = {
+        "what": "milliseconds of the routes to singular values and condition number, Gaussian"
+        " matrices, median over the rounds",
+        "rounds": options.rounds,
+        "cases": cases,
+    }
+    report(results, options.save)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,14 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.console import Console
 from typing_extensions import override
 
-from spectral_lightning.callbacks.base import SpectralCallback
+from spectral_lightning.callbacks.base import SpectralCallback, num_batches
 from spectral_lightning.dashboards import (
     MEASURES,
     worst_layers_table,
@@ -20,7 +20,7 @@ from spectral_lightning.dashboards import (
     write_histograms,
     write_layout,
 )
-from spectral_lightning.spectra import HistoryWriter, Reading
+from spectral_lightning.spectra import HeatMapMeasure, HistoryWriter, Reading
 
 _NUM_NAMED = 3  # layers that a warning names
 
@@ -30,8 +30,8 @@ class SpectralMonitor(SpectralCallback):
 
     Per layer: spectral norm with an interval that holds the true value, stable rank (raw, and
     relative to a Gaussian matrix of the same shape), Frobenius norm; at the slower cadence the
-    exact spectrum with condition number and effective rank. The run itself is not changed: losses
-    and weights are bitwise those of a run without the monitor.
+    exact spectrum with condition number (raw and relative likewise) and effective rank. The run
+    itself is not changed: losses and weights are bitwise those of a run without the monitor.
 
     Values go to all loggers of the Trainer every `log_every_n_steps` under
     ``spectral/<measure>/<layer>``, their minimum, median and maximum over the layers under
@@ -51,9 +51,10 @@ class SpectralMonitor(SpectralCallback):
         splits: Fused projections to take apart: glob to ``{part: number of output rows}``, e.g.
             ``{"*.c_attn": {"q": 768, "k": 768, "v": 768}}``.
         table_rows: Layers in the table printed at the end of fit; 0 for no table.
+        heat_map: What the heat map in TensorBoard shows of each reading.
 
     Raises:
-        ValueError: If an interval is below 1 or `table_rows` is negative.
+        ValueError: If an interval is below 1, `table_rows` is negative or `heat_map` is unknown.
 
     Example:
         >>> monitor = SpectralMonitor(layers="*.mlp.*", every_n_steps=10)
@@ -69,14 +70,18 @@ class SpectralMonitor(SpectralCallback):
         embeddings: bool = False,
         splits: dict[str, dict[str, int]] | None = None,
         table_rows: int = 10,
+        heat_map: HeatMapMeasure = "relative_stable_rank",
     ) -> None:
         super().__init__(layers, every_n_steps, spectrum_every_n_steps, embeddings, splits)
         if log_every_n_steps is not None and log_every_n_steps < 1:
             raise ValueError(f"`log_every_n_steps` must be >= 1, got {log_every_n_steps}.")
         if table_rows < 0:
             raise ValueError(f"`table_rows` must be >= 0, got {table_rows}.")
+        if heat_map not in (allowed := get_args(HeatMapMeasure)):
+            raise ValueError(f"`heat_map` must be one of {', '.join(allowed)}, got {heat_map!r}.")
         self.log_every_n_steps = log_every_n_steps
         self.table_rows = table_rows
+        self.heat_map = heat_map
         self._history: HistoryWriter | None = None
         self._failed: set[str] = set()
         self._measured: set[str] = set()
@@ -100,13 +105,14 @@ class SpectralMonitor(SpectralCallback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         # The weights of now are those after the last batch; loggers count batches from 0.
-        self._x = {trainer.global_step: _num_batches(trainer) - 1}
+        self._x = {trainer.global_step: num_batches(trainer) - 1}
         log_dir = trainer.log_dir  # asks all ranks
         if not trainer.is_global_zero:
             return
         if trainer.loggers and log_dir is not None and not getattr(trainer, "fast_dev_run", False):
             path = Path(log_dir) / "spectral_history.jsonl"
-            self._history = HistoryWriter(path, step=trainer.global_step)
+            step = trainer.global_step
+            self._history = HistoryWriter(path, step=step, heat_map=self.heat_map)
         measures = [m for m in MEASURES if self.spectrum_every_n_steps or m not in _SLOW]
         for board in _boards(trainer):
             write_layout(board, self.names, measures)
@@ -120,7 +126,7 @@ class SpectralMonitor(SpectralCallback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        self._x.setdefault(trainer.global_step, _num_batches(trainer))
+        self._x.setdefault(trainer.global_step, num_batches(trainer))
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     @override
@@ -230,7 +236,7 @@ class SpectralMonitor(SpectralCallback):
         grid = self._history.timeline.grid()
         for board in _boards(trainer):
             x = max(0, *self._x.values())
-            write_heat_map(board, grid.names, grid.steps, grid.rows, step=x)
+            write_heat_map(board, grid.names, grid.steps, grid.rows, step=x, measure=self.heat_map)
 
     def _close(self) -> None:
         if self._history is not None:
@@ -238,7 +244,7 @@ class SpectralMonitor(SpectralCallback):
             self._history = None
 
 
-_SLOW = ("condition_number", "effective_rank")
+_SLOW = ("condition_number", "relative_condition_number", "effective_rank")
 
 
 def _fresh(reading: Reading) -> dict[str, float]:
@@ -274,11 +280,6 @@ def _aggregates(readings: Iterable[Reading]) -> dict[str, float]:
         found[f"spectral/{measure}/median"] = statistics.median(all_layers)
         found[f"spectral/{measure}/max"] = max(all_layers)
     return found
-
-
-def _num_batches(trainer: pl.Trainer) -> int:
-    """Batches that stepped: the axis of all loggers, where `global_step` counts optimizers."""
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def _boards(trainer: pl.Trainer) -> list[Any]:

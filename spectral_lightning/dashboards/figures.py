@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from spectral_lightning.dashboards.text import shorten
+from spectral_lightning.spectra.timeline import HeatMapMeasure
 
 _DPI = 100
 _WIDTH = 7.5  # inches, of the coloured area: 750 pixels for at most a few hundred columns
@@ -25,6 +26,12 @@ _MAX_LABEL = 40  # characters
 _HATCH = (205, 70)  # grey levels
 _HATCH_PERIOD = 6  # pixels
 _HATCH_MIN = 3  # pixels, the least width of a failed cell
+_TITLES: dict[HeatMapMeasure, tuple[str, str]] = {  # of a heat map and of its colour bar
+    "relative_stable_rank": ("Stable rank relative to a random matrix", "ratio (1 = random)"),
+    "stable_rank": ("Stable rank", "dimensionless"),
+    "spectral_norm": ("Spectral norm", "in the weight's own units"),
+    "frobenius_norm": ("Frobenius norm", "in the weight's own units"),
+}
 
 # Margins are counted for our own fonts, and a style with a grid or TeX would spoil the picture.
 _own_style = style.context("default")
@@ -32,9 +39,12 @@ _own_style = style.context("default")
 
 @_own_style
 def heat_map(
-    names: Sequence[str], steps: Sequence[int], rows: Sequence[Sequence[float | None]]
+    names: Sequence[str],
+    steps: Sequence[int],
+    rows: Sequence[Sequence[float | None]],
+    measure: HeatMapMeasure = "relative_stable_rank",
 ) -> Figure:
-    """Draw layers x steps of stable rank relative to that of a random matrix.
+    """Draw layers x steps of one measure, by default stable rank relative to a random matrix.
 
     The colour scale is logarithmic and spans the 2nd to the 98th percentile of the values, so a
     single outlier does not flatten the rest; what lies outside takes the colours of the ends.
@@ -43,24 +53,28 @@ def heat_map(
     Args:
         names: Names of the layers, one per row, top first; at least one.
         steps: Optimizer step at which each column begins, ascending; at least one.
-        rows: Relative stable rank (dimensionless, positive) per layer and step, shape
-            ``(len(names), len(steps))``. NaN where the measurement failed, None where there
-            was none.
+        rows: Value (positive) per layer and step, shape ``(len(names), len(steps))``. NaN where
+            the measurement failed, None where there was none.
+        measure: What the values are, for the title and the colour bar.
 
     Returns:
         Figure with an Agg canvas, as high as its labels need, at most about 16 inches.
 
     Raises:
-        ValueError: If `rows` is empty or does not fit `names` and `steps`.
+        ValueError: If `rows` is empty or does not fit `names` and `steps`, or `measure` is
+            unknown.
     """
-    figure, axes, labels = _unlabelled_heat_map(names, steps, rows)
+    figure, axes, labels = _unlabelled_heat_map(names, steps, rows, measure)
     _label_rows(axes, labels)
     return figure
 
 
 @_own_style
 def heat_map_pixels(
-    names: Sequence[str], steps: Sequence[int], rows: Sequence[Sequence[float | None]]
+    names: Sequence[str],
+    steps: Sequence[int],
+    rows: Sequence[Sequence[float | None]],
+    measure: HeatMapMeasure = "relative_stable_rank",
 ) -> np.ndarray:
     """Return the pixels of `heat_map`, made for drawing the same layers again and again.
 
@@ -70,7 +84,7 @@ def heat_map_pixels(
     Returns:
         Array of shape ``(height, width, 3)``, uint8.
     """
-    figure, _, labels = _unlabelled_heat_map(names, steps, rows)
+    figure, _, labels = _unlabelled_heat_map(names, steps, rows, measure)
     pixels: np.ndarray = np.minimum(render(figure), _label_page(labels))
     return pixels
 
@@ -134,8 +148,14 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _unlabelled_heat_map(
-    names: Sequence[str], steps: Sequence[int], rows: Sequence[Sequence[float | None]]
+    names: Sequence[str],
+    steps: Sequence[int],
+    rows: Sequence[Sequence[float | None]],
+    measure: HeatMapMeasure,
 ) -> tuple[Figure, Axes, tuple[str, ...]]:
+    if measure not in _TITLES:
+        raise ValueError(f"`measure` must be one of {', '.join(_TITLES)}, got {measure!r}.")
+    title, unit = _TITLES[measure]
     lengths = sorted({len(row) for row in rows})
     if not names or not steps or len(rows) != len(names) or lengths != [len(steps)]:
         raise ValueError(
@@ -162,12 +182,12 @@ def _unlabelled_heat_map(
     axes.set_yticks([])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
     axes.set_xlabel("optimizer step")
-    axes.set_title("Stable rank relative to a random matrix", loc="left")
+    axes.set_title(title, loc="left")
     if failed.any():
         light, dark = (str(level / 255) for level in _HATCH)
         patch = Patch(fc=light, ec=dark, hatch="//////", lw=0.0, label="measurement failed")
         axes.legend(handles=[patch], loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    _colour_bar(figure, axes, colours)
+    _colour_bar(figure, axes, colours, unit)
     return figure, axes, labels
 
 
@@ -247,7 +267,7 @@ def _label_page(labels: tuple[str, ...]) -> np.ndarray:
     return render(figure)
 
 
-def _colour_bar(figure: Figure, axes: Axes, colours: ScalarMappable) -> None:
+def _colour_bar(figure: Figure, axes: Axes, colours: ScalarMappable, unit: str) -> None:
     box = axes.get_position()
     width = 0.16 / figure.get_figwidth()
     bar = figure.colorbar(
@@ -259,4 +279,4 @@ def _colour_bar(figure: Figure, axes: Axes, colours: ScalarMappable) -> None:
     ticks = np.geomspace(*colours.get_clim(), 5)
     bar.set_ticks(ticks.tolist(), labels=[f"{tick:.3g}" for tick in ticks])
     bar.minorticks_off()
-    bar.set_label("ratio (1 = random)")
+    bar.set_label(unit)

@@ -54,7 +54,7 @@ def worst_layers_table(readings: Iterable[Reading], num_rows: int = 10) -> Table
         table.add_column(header, justify="right", no_wrap=True)
     for reading in shown:
         style = "red" if reading.failure is not None else None
-        table.add_row(_Name(reading.name), *_cells(reading), style=style)
+        table.add_row(LayerName(reading.name), *_cells(reading), style=style)
 
     lines = [f"{len(shown)} of {len(ordered)} layers; {num_failed} could not be measured."]
     lines += [f"{reading.name}: {reading.failure}" for reading in failed]
@@ -62,7 +62,7 @@ def worst_layers_table(readings: Iterable[Reading], num_rows: int = 10) -> Table
     return table
 
 
-class _Name:
+class LayerName:
     """A layer's name that takes the room it is given."""
 
     def __init__(self, name: str) -> None:
@@ -92,8 +92,8 @@ def _cells(reading: Reading) -> list[str]:
         _with_interval(reading.spectral_norm, *reading.spectral_norm_interval),
         f"{reading.stable_rank:.4g}",
         f"{reading.relative_stable_rank:.3g}",
-        _optional(reading.condition_number),
-        _optional(reading.effective_rank),
+        compact(reading.condition_number),
+        compact(reading.effective_rank),
         str(reading.step),
     ]
 
@@ -109,7 +109,8 @@ def _with_interval(value: float, low: float, high: float) -> str:
     return f"{shown} +-{math.ceil(radius / unit - 1e-6) * unit:.1g}"
 
 
-def _optional(value: float | None) -> str:
+def compact(value: float | None) -> str:
+    """Return a number in at most seven characters, and a dash for one that was not measured."""
     if value is None:
         return "-"
     return f"{value:.3g}" if value < 1e3 else f"{value:.0f}" if value < 1e5 else f"{value:.1e}"

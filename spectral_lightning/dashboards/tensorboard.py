@@ -17,12 +17,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from spectral_lightning.dashboards.figures import heat_map_pixels
+from spectral_lightning.spectra.timeline import HeatMapMeasure
 
 MEASURES = (
     "relative_stable_rank",
     "stable_rank",
     "spectral_norm",
     "frobenius_norm",
+    "relative_condition_number",
     "condition_number",
     "effective_rank",
 )
@@ -84,6 +86,7 @@ def write_heat_map(
     rows: Sequence[Sequence[float | None]],
     *,
     step: int,
+    measure: HeatMapMeasure = "relative_stable_rank",
 ) -> None:
     """Write the picture of `dashboards.figures.heat_map` under the tag ``spectral/heat_map``.
 
@@ -96,13 +99,14 @@ def write_heat_map(
         steps: See `heat_map`.
         rows: See `heat_map`.
         step: Step under which the picture is logged.
+        measure: See `heat_map`.
 
     Raises:
-        ValueError: If `rows` does not fit `names` and `steps`.
+        ValueError: If `rows` does not fit `names` and `steps`, or `measure` is unknown.
     """
     if not names and not steps and not rows:
         return
-    pixels = heat_map_pixels(names, steps, rows)
+    pixels = heat_map_pixels(names, steps, rows, measure)
     writer.add_image("spectral/heat_map", pixels, step, dataformats="HWC")
 
 

@@ -46,12 +46,12 @@ def condition_number(
     below 1e-6 over the random start, whatever the matrix. Steps grow like ``1 / sqrt(rtol)``
     where values cluster.
 
-    ``"auto"`` takes the cheaper route: ``"inverse"`` for ``k >= 384`` and ``l < 1.25 k``. Chosen
-    here by scripts/choose_exact_route.py; milliseconds on two CPU threads for gram / inverse /
-    inverse with the norm given, beside all values by a float32 SVD: 256 x 256 3 / 4 / 2 (3),
-    512 x 512 16 / 12 / 8 (16), 1024 x 1024 75 / 56 / 42 (93), 640 x 512 16 / 15 / 10 (21),
-    1376 x 512 18 / 26 / 22 (27), 4096 x 512 31 / 61 / 56 (52), 768 x 3072 52 / 83 / 73 (83). Where
-    all singular values are at hand already, their ratio costs nothing.
+    ``"auto"`` takes the cheaper route: ``"inverse"`` for ``k >= 384`` and ``l < 1.25 k``, about
+    where they cross. Chosen here by scripts/choose_exact_route.py; milliseconds on two cores of an
+    AMD EPYC for gram / inverse / inverse with the norm given, beside all values by a float32 SVD:
+    256 x 256 5 / 8 / 3 (4), 512 x 512 25 / 18 / 9 (28), 1024 x 1024 112 / 70 / 37 (129), 640 x 512
+    25 / 22 / 13 (29), 1376 x 512 43 / 40 / 37 (33), 4096 x 512 83 / 123 / 99 (82), 768 x 3072
+    101 / 110 / 103 (106). Where all singular values are at hand already, their ratio costs nothing.
 
     Waits for the device at every step, and takes the matrices of a batch one by one. Not
     differentiable.

@@ -36,13 +36,13 @@ def singular_values(
     * ``"svd"``: the values of the matrix itself, in the compute dtype. Both are wrong by about
       ``k`` roundings of the *largest* value, so that float32 loses the small ones first.
 
-    ``"auto"`` takes ``"gram"`` for half precision and float32, where it is both the fastest and
-    the most accurate (errors below 6e-8 of the largest value, against up to 5e-6 of float32
-    ``"svd"``), and ``"qr"`` (``l >= 4 k``) or ``"svd"`` for float64, which it keeps to float64
-    accuracy. Chosen here by scripts/choose_exact_route.py; milliseconds on two CPU threads, in
-    float32 for gram / qr / svd: 256 x 256 3 / 4 / 3, 512 x 512 16 / 19 / 16, 1376 x 512
-    19 / 28 / 27, 4096 x 512 31 / 51 / 52, 64 x 1024 0.4 / 0.7 / 0.7, 768 x 3072 57 / 80 / 83; in
-    float64: 512 x 512 12 / 20 / 17, 64 x 1024 0.4 / 0.7 / 0.8, 768 x 3072 55 / 104 / 107.
+    ``"auto"`` takes ``"gram"`` for half precision and float32, where it is the most accurate
+    (errors below 6e-8 of the largest value, against up to 5e-6 of float32 ``"svd"``) and as fast
+    as any, and ``"qr"`` (``l >= 4 k``) or ``"svd"`` for float64, which it keeps to float64
+    accuracy. Chosen here by scripts/choose_exact_route.py; milliseconds on two cores of an AMD
+    EPYC, in float32 for gram / qr / svd: 256 x 256 5 / 5 / 4, 512 x 512 25 / 31 / 28, 1376 x 512
+    34 / 35 / 33, 4096 x 512 76 / 74 / 82, 64 x 1024 0.6 / 0.6 / 0.7, 768 x 3072 90 / 97 / 106; in
+    float64: 512 x 512 28 / 44 / 37, 64 x 1024 0.7 / 0.8 / 0.9, 768 x 3072 91 / 142 / 153.
 
     Needs ``k^2 + 2048 k`` float64 numbers (``"gram"``) or a copy of the weight. All routes wait
     for the device. Not differentiable: a measurement keeps no graph.

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from spectral_lightning.linalg.null import gaussian_stable_rank
+from spectral_lightning.linalg.null import gaussian_condition_number, gaussian_stable_rank
 from spectral_lightning.spectra.needs import Need, due_norms, due_spectra
 from spectral_lightning.spectra.reading import Reading
 from spectral_lightning.spectra.spectrum import exact_spectrum
 from spectral_lightning.spectra.targets import Target
 from spectral_lightning.spectra.tracker import FIELDS, SMALLEST, Tracker, is_measured
+from spectral_lightning.spectra.vectors import VectorCache
 
 _Spectrum = tuple[int, float, float, tuple[float, ...]]
 
@@ -52,6 +53,7 @@ class SpectrumCache(Mapping[str, Reading]):
         num_decompositions: Number of matrix measurements made (spectral norms and exact spectra
             each count one per matrix), so that the bill of several consumers can be checked.
         delivered_step: Optimizer step of the newest readings delivered; None before the first.
+        vectors: Singular vectors on request.
     """
 
     def __init__(self, *, seed: int = 0, wait: bool | None = None) -> None:
@@ -70,6 +72,7 @@ class SpectrumCache(Mapping[str, Reading]):
         self._done: dict[tuple[str, str], int] = {}
         self._step: int | None = None
         self.delivered_step: int | None = None
+        self.vectors = VectorCache(self._targets, seed=seed)
 
     @override
     def __getitem__(self, name: str) -> Reading:
@@ -165,6 +168,7 @@ class SpectrumCache(Mapping[str, Reading]):
         """
         for kind in ("norm", "spectrum"):
             self._done.pop((kind, name), None)
+        self.vectors.forget(name)
         for tracker in self._trackers:
             if name in tracker.names:
                 tracker.forget(name)
@@ -177,6 +181,7 @@ class SpectrumCache(Mapping[str, Reading]):
         ]
         return {
             "trackers": [tracker.state_dict() for tracker in self._trackers],
+            "vectors": self.vectors.state_dict(),
             "rows": {name: [step, row] for name, (step, row) in self._rows.items()},
             "spectra": {name: list(value) for name, value in self._spectra.items()},
             "arriving": {name: list(value) for name, value in self._arriving.items()},
@@ -193,6 +198,7 @@ class SpectrumCache(Mapping[str, Reading]):
             for saved in state["trackers"]:
                 if not set(saved["names"]).isdisjoint(tracker.names):
                     tracker.load_state_dict(saved)
+        self.vectors.load_state_dict(state["vectors"])
         known = self._targets.keys()
         self._rows = {n: (s, list(r)) for n, (s, r) in state["rows"].items() if n in known}
         self._spectra = _known_spectra(state["spectra"], self._shapes)
@@ -245,6 +251,9 @@ class SpectrumCache(Mapping[str, Reading]):
         stable_rank = (frobenius / norm) ** 2 if is_measured(row) else math.nan
         null = math.nan if 0 in shape else gaussian_stable_rank(*shape)
         at, condition, rank, values = self._spectra.get(name, (None, None, None, None))
+        relative = condition  # None, infinite, or NaN as for an empty weight
+        if condition is not None and math.isfinite(condition):
+            relative = condition / gaussian_condition_number(*shape)
         return Reading(
             name=name,
             step=step,
@@ -255,6 +264,7 @@ class SpectrumCache(Mapping[str, Reading]):
             stable_rank=stable_rank,
             relative_stable_rank=stable_rank / null,
             condition_number=condition,
+            relative_condition_number=relative,
             effective_rank=rank,
             values=values,
             spectrum_step=at,

@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from spectral_lightning.spectra.reading import Reading
-from spectral_lightning.spectra.timeline import HeatMapTimeline
+from spectral_lightning.spectra.timeline import HeatMapMeasure, HeatMapTimeline
 
 _FLUSH_SECONDS = 10.0  # how much of a killed run's history may be missing
 _FLUSH_BYTES = 1 << 20  # bounds the memory of runs with very short steps
 _FAST = ("spectral_norm", "frobenius_norm", "stable_rank", "relative_stable_rank")
+_SLOW_NUMBERS = ("condition_number", "relative_condition_number", "effective_rank")
 
 
 class _Slow(NamedTuple):
@@ -36,6 +37,7 @@ class _Slow(NamedTuple):
 
     shape: tuple[int, int]
     condition_number: float | None = None
+    relative_condition_number: float | None = None
     effective_rank: float | None = None
     values: tuple[float, ...] | None = None
     spectrum_step: int | None = None
@@ -66,6 +68,7 @@ class HistoryWriter:
     Args:
         path: File to append to; missing folders are made.
         step: Optimizer step from which the run goes on; 0 for a new run.
+        heat_map: Measure that `timeline` keeps.
 
     Raises:
         ValueError: If `step` is negative, or if the file to continue is not such a history.
@@ -83,11 +86,13 @@ class HistoryWriter:
         True
     """
 
-    def __init__(self, path: str | Path, *, step: int = 0) -> None:
+    def __init__(
+        self, path: str | Path, *, step: int = 0, heat_map: HeatMapMeasure = "relative_stable_rank"
+    ) -> None:
         if step < 0:
             raise ValueError(f"`step` must be >= 0, got {step}.")
         self.path = Path(path)
-        self.timeline = HeatMapTimeline()
+        self.timeline = HeatMapTimeline(measure=heat_map)
         self._written: dict[str, _Slow] = {}
         self._pending: list[bytes] = []
         self._pending_bytes = 0
@@ -222,13 +227,13 @@ def _lines(path: Path) -> Iterator[tuple[HistoryStep, int]]:
 
 
 def _slow(reading: Reading) -> _Slow:
-    return _Slow(
-        reading.shape,
-        reading.condition_number,
-        reading.effective_rank,
-        reading.values,
-        reading.spectrum_step,
-    )
+    return _Slow(*(getattr(reading, key) for key in _Slow._fields))
+
+
+def _same_spectrum(left: _Slow, right: _Slow) -> bool:
+    # Cheap at every step: unchanged values are the same object. A NaN from a checkpoint is not.
+    pairs = zip(left[1:], right[1:], strict=True)
+    return all(a is b or a == b or (a != a and b != b) for a, b in pairs)
 
 
 def _encode(reading: Reading, written: dict[str, _Slow]) -> dict[str, Any]:
@@ -240,12 +245,10 @@ def _encode(reading: Reading, written: dict[str, _Slow]) -> dict[str, Any]:
     written[reading.name] = slow
     if last is None or last.shape != slow.shape:
         fields["shape"] = list(slow.shape)
-    # An unchanged tuple of values is the same object, so this comparison is cheap at every step.
-    if slow[1:] != (last or _Slow(slow.shape))[1:]:
+    if not _same_spectrum(slow, last or _Slow(slow.shape)):
         fields["spectrum_step"] = slow.spectrum_step
-        for key in ("condition_number", "effective_rank"):
-            if (value := getattr(slow, key)) is not None:
-                fields[key] = _to_json(value)
+        numbers = {key: getattr(slow, key) for key in _SLOW_NUMBERS}
+        fields |= {key: _to_json(value) for key, value in numbers.items() if value is not None}
         if slow.values is not None:
             fields["values"] = [_to_json(value) for value in slow.values]
     if not reading.trainable:
@@ -264,22 +267,21 @@ def _decode(name: str, step: int, fields: dict[str, Any], carried: dict[str, _Sl
         values = fields.get("values")
         slow = slow._replace(
             condition_number=_optional(fields, "condition_number"),
+            relative_condition_number=_optional(fields, "relative_condition_number"),
             effective_rank=_optional(fields, "effective_rank"),
             values=None if values is None else tuple(map(_from_json, values)),
             spectrum_step=fields["spectrum_step"],
         )
     carried[name] = slow
     low, high = fields["spectral_norm_interval"]
+    fast: dict[str, Any] = {key: _from_json(fields[key]) for key in _FAST}
     return Reading(
         name=name,
         step=step,
-        spectral_norm=_from_json(fields["spectral_norm"]),
         spectral_norm_interval=(_from_json(low), _from_json(high)),
-        frobenius_norm=_from_json(fields["frobenius_norm"]),
-        stable_rank=_from_json(fields["stable_rank"]),
-        relative_stable_rank=_from_json(fields["relative_stable_rank"]),
         trainable=fields.get("trainable", True),
         failure=fields.get("failure"),
+        **fast,
         **slow._asdict(),
     )
 

@@ -10,8 +10,8 @@ class Reading:
     Numbers are Python floats in the weight's own units unless said otherwise. A reading whose
     `failure` is set holds NaN in every number that could not be computed (a zero weight has norms,
     but no stable rank): a failed computation has no value.
-    Numbers measured at the slower cadence (`condition_number`, `effective_rank`, `values`) are
-    None until the first exact spectrum and then keep the values of `spectrum_step`.
+    Numbers measured at the slower cadence (`condition_number`, relative or not, `effective_rank`,
+    `values`) are None until the first exact spectrum and then keep the values of `spectrum_step`.
     """
 
     name: str
@@ -32,6 +32,8 @@ class Reading:
     """Stable rank divided by that of a Gaussian matrix of this shape, dimensionless."""
     condition_number: float | None = None
     """``sigma_max / sigma_min``, dimensionless, infinite for a singular matrix."""
+    relative_condition_number: float | None = None
+    """Condition number divided by that of a Gaussian matrix of this shape, dimensionless."""
     effective_rank: float | None = None
     """Exponential of the entropy of the normalised singular values (Roy and Vetterli 2007)."""
     values: tuple[float, ...] | None = None

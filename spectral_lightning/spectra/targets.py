@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
+from spectral_lightning.spectra.names import some_names
+
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -86,6 +88,15 @@ class Target:
         if self.transposed:
             m, n = n, m
         return (m if self.rows is None else self.rows[1] - self.rows[0], n)
+
+    @property
+    def parameter(self) -> nn.Parameter | None:
+        """Parameter that `matrix` is a view of; None where it is computed, sharded or copied."""
+        own = self.module._parameters.get(self.attribute)
+        if own is None or hasattr(own, "full_tensor"):
+            return None
+        shares = self.matrix().untyped_storage().data_ptr() == own.untyped_storage().data_ptr()
+        return own if shares else None
 
     @property
     def trainable(self) -> bool:
@@ -172,9 +183,10 @@ def find_targets(
         if patterns:
             glob = min(patterns)
             hint = next((f"{n} {why}" for n, why in skipped.items() if fnmatchcase(n, glob)), None)
+            has = some_names(names, none="no weight matrices that can be measured")
             raise ValueError(
                 f"`{argument}` must match at least one weight matrix, got {glob!r};"
-                f" {hint or f'the model has {_some(names)}'}."
+                f" {hint or f'the model has {has}'}."
             )
     return Discovery(targets=tuple(found.values()), skipped=skipped)
 
@@ -282,11 +294,6 @@ def _in_evaluation(module: nn.Module | None) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5]) or "no weight matrices that can be measured"
-    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _join(name: str, part: str) -> str:

@@ -3,25 +3,29 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from spectral_lightning.spectra.reading import Reading
+
+HeatMapMeasure = Literal["relative_stable_rank", "stable_rank", "spectral_norm", "frobenius_norm"]
+"""Fields of `Reading` that a heat map can show: those measured anew in every reading."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeatMapGrid:
-    """Relative stable rank of every layer over the steps of a run, as the heat map shows it."""
+    """One measure of every layer over the steps of a run, as the heat map shows it."""
 
     names: tuple[str, ...]
     """Names of the layers, one per row, in the order in which they were first read."""
     steps: tuple[int, ...]
     """First optimizer step of each column, ascending."""
     rows: tuple[tuple[float | None, ...], ...]
-    """Relative stable rank (dimensionless) per layer and column. NaN where a measurement of the
-    column failed, None where the layer was not measured."""
+    """The measure, in its own units, per layer and column. NaN where a measurement of the column
+    failed, None where the layer was not measured."""
 
 
 class HeatMapTimeline:
-    """Keep the relative stable rank of every layer in bounded memory while a run goes on.
+    """Keep one measure of every layer in bounded memory while a run goes on.
 
     Once there are more than `max_columns` columns, neighbours are merged pairwise and every new
     column spans twice as many steps as before. A merged cell shows the latest value, and shows
@@ -30,15 +34,19 @@ class HeatMapTimeline:
     Args:
         max_columns: Largest number of columns ever kept, at least 2. The default is about what
             a picture of usual width can resolve.
+        measure: What is kept of each reading.
 
     Raises:
         ValueError: If `max_columns` is below 2.
     """
 
-    def __init__(self, max_columns: int = 512) -> None:
+    def __init__(
+        self, max_columns: int = 512, measure: HeatMapMeasure = "relative_stable_rank"
+    ) -> None:
         if max_columns < 2:
             raise ValueError(f"`max_columns` must be >= 2, got {max_columns}.")
         self._max_columns = max_columns
+        self._measure = measure
         self._stride = 1  # readings per column
         self._filled = 0  # readings in the last column
         self._columns: list[tuple[int, dict[str, float]]] = []
@@ -46,8 +54,8 @@ class HeatMapTimeline:
 
     def append(self, step: int, readings: Iterable[Reading]) -> None:
         """Add the readings of one optimizer step, later than all before it."""
-        cells = {
-            r.name: r.relative_stable_rank if r.failure is None else math.nan for r in readings
+        cells: dict[str, float] = {
+            r.name: getattr(r, self._measure) if r.failure is None else math.nan for r in readings
         }
         self._names.update(dict.fromkeys(cells))
         if self._columns and self._filled < self._stride:

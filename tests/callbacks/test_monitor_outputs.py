@@ -3,6 +3,7 @@ import io
 import math
 import re
 
+import numpy as np
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -12,6 +13,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 from spectral_lightning.callbacks import SpectralMonitor
 from spectral_lightning.dashboards import MEASURES
+from spectral_lightning.dashboards.figures import heat_map_pixels
 from spectral_lightning.spectra import read_history
 from spectral_lightning.testing.tasks import TinyNetwork, TinySteps, TinyTask, quiet_settings
 
@@ -78,7 +80,8 @@ def test_spectra_are_logged_whatever_the_log_interval(fit, tmp_path):
     fit(monitor, logger=CSVLogger(tmp_path, name="", version=""), max_steps=7)
     path = tmp_path / "metrics.csv"
     # Steps 3 and 6 by the interval, step 7 since it is the last one.
-    assert list(rows_with(path, "spectral/condition_number/net.2")) == [2, 5, 6]
+    for measure in ("condition_number", "relative_condition_number", "effective_rank"):
+        assert list(rows_with(path, f"spectral/{measure}/net.2")) == [2, 5, 6]
     assert list(rows_with(path, "spectral/stable_rank/net.2")) == [2, 5, 6]
 
 
@@ -114,6 +117,17 @@ def test_tensorboard_needs_no_set_up(fit, tmp_path):
     after_validation, at_the_end = found.Images("spectral/heat_map")
     assert after_validation.step == at_the_end.step == 5
     assert Image.open(io.BytesIO(at_the_end.encoded_image_string)).width > 800
+
+
+def test_the_heat_map_shows_the_measure_of_ones_choice(fit, tmp_path):
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    fit(SpectralMonitor(heat_map="frobenius_norm"), logger=logger)
+    history = read_history(tmp_path / "spectral_history.jsonl")
+    rows = [[entry.readings[layer].frobenius_norm for entry in history] for layer in LAYERS]
+    steps = [entry.step for entry in history]
+    (image,) = events(tmp_path).Images("spectral/heat_map")
+    drawn = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
+    assert np.array_equal(drawn, heat_map_pixels(LAYERS, steps, rows, "frobenius_norm"))
 
 
 def test_every_logger_gets_the_same_values(fit, tmp_path):
@@ -232,3 +246,9 @@ def test_metrics_are_there_soon_after_a_resume(fit, after_step, tmp_path):
 def test_settings_out_of_range_are_refused_at_construction(name, value, rule):
     with pytest.raises(ValueError, match=rf"`{name}` must be {rule}, got {value}\."):
         SpectralMonitor(**{name: value})
+
+
+def test_a_heat_map_of_what_is_not_measured_at_every_reading_is_refused():
+    message = r"`heat_map` must be one of relative_stable_rank, .*, got 'condition_number'\."
+    with pytest.raises(ValueError, match=message):
+        SpectralMonitor(heat_map="condition_number")

@@ -129,6 +129,26 @@ def test_colour_bar_names_its_quantity_and_values():
     assert len(labels) == 5
 
 
+@pytest.mark.parametrize(
+    ("measure", "title", "unit"),
+    [
+        ("stable_rank", "Stable rank", "dimensionless"),
+        ("spectral_norm", "Spectral norm", "in the weight's own units"),
+        ("frobenius_norm", "Frobenius norm", "in the weight's own units"),
+    ],
+)
+def test_heat_map_says_what_it_shows_and_in_which_unit(measure, title, unit):
+    axes, bar = heat_map(["fc"], [0], [[0.5]], measure).axes
+    assert axes.get_title("left") == title
+    assert bar.get_ylabel() == unit
+
+
+def test_unknown_measure_is_refused():
+    message = r"`measure` must be one of relative_stable_rank, .*, frobenius_norm, got 'rank'\."
+    with pytest.raises(ValueError, match=message):
+        heat_map(["fc"], [0], [[0.5]], "rank")
+
+
 def test_heat_map_of_failures_alone_is_drawn():
     assert render(heat_map(["fc"], [0], [[NAN]])).shape[2] == 3
 

@@ -99,7 +99,13 @@ def test_file_is_strict_json_whatever_the_numbers(path):
 
 def test_spectrum_is_written_only_when_it_changes(path):
     values = (3.0, 2.0, 0.5)
-    slow = {"condition_number": 6.0, "effective_rank": 2.5, "values": values, "spectrum_step": 1}
+    slow = {
+        "condition_number": 6.0,
+        "relative_condition_number": 0.4,
+        "effective_rank": 2.5,
+        "values": values,
+        "spectrum_step": 1,
+    }
     newer = slow | {"values": (3.5, 2.0, 0.5), "spectrum_step": 3}
     none = dict.fromkeys(slow)
     sequence = [
@@ -119,7 +125,14 @@ optional = st.none() | numbers
 @settings(max_examples=50, deadline=None)
 @given(
     cells=st.lists(
-        st.tuples(numbers, numbers, optional, optional, st.none() | st.lists(numbers, max_size=3)),
+        st.tuples(
+            numbers,
+            numbers,
+            optional,
+            optional,
+            optional,
+            st.none() | st.lists(numbers, max_size=3),
+        ),
         max_size=5,
     ),
     cut=st.integers(0, 6),
@@ -132,11 +145,12 @@ def test_any_numbers_survive_a_resume_in_between(tmp_path_factory, cells, cut):
             spectral_norm=norm,
             stable_rank=rank,
             condition_number=condition,
+            relative_condition_number=relative,
             effective_rank=effective,
             values=None if values is None else tuple(values),
             spectrum_step=None if values is None else step // 2,
         )
-        for step, (norm, rank, condition, effective, values) in enumerate(cells, start=1)
+        for step, (norm, rank, condition, relative, effective, values) in enumerate(cells, start=1)
     ]
     write(path, *([reading] for reading in sequence))
     if cut and sequence:
@@ -169,6 +183,17 @@ def test_resume_repeats_a_spectrum_whose_line_was_dropped(path):
     write(path, [first], [second])
     write(path, [second], start=1)
     assert read_history(path)[-1].readings["fc"] == second
+
+
+def test_resume_does_not_repeat_a_spectrum_with_a_number_that_is_nan(path):
+    def reading(step):
+        fresh_nan = {"effective_rank": float("nan"), "condition_number": math.inf}
+        return make_reading(step=step, **fresh_nan, values=(0.0, 0.0), spectrum_step=1)
+
+    write(path, [reading(1)], [reading(2)])
+    write(path, [reading(3)], start=2)
+    written = ["values" in line for line in path.read_text().splitlines()]
+    assert written == [True, False, False]
 
 
 def test_step_that_is_measured_again_after_a_resume_is_not_doubled(path):

@@ -104,13 +104,6 @@ class OnAppleGPU:
         self.cpu = lambda: tensor
 
 
-def test_a_weight_on_a_device_without_float64_is_read_on_the_cpu(monkeypatch):
-    layer = nn.Linear(4, 3)
-    (target,) = find_targets(nn.Sequential(layer)).targets
-    monkeypatch.setattr(Target, "stored", lambda self: OnAppleGPU(self.module.weight.detach()))
-    assert torch.equal(target.matrix(), layer.weight)
-
-
 class Sharded:
     """What reading a DTensor needs of it."""
 
@@ -118,10 +111,11 @@ class Sharded:
         self.full_tensor = lambda: tensor
 
 
-def test_a_sharded_weight_is_gathered(monkeypatch):
+@pytest.mark.parametrize("stored", [OnAppleGPU, Sharded])
+def test_a_weight_without_float64_or_in_shards_is_brought_where_it_can_be_read(monkeypatch, stored):
     layer = nn.Linear(4, 3)
     (target,) = find_targets(nn.Sequential(layer)).targets
-    monkeypatch.setattr(Target, "stored", lambda self: Sharded(self.module.weight.detach()))
+    monkeypatch.setattr(Target, "stored", lambda self: stored(self.module.weight.detach()))
     assert torch.equal(target.matrix(), layer.weight)
 
 

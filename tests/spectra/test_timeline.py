@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -64,6 +65,12 @@ def test_layer_that_was_not_measured_differs_from_one_that_failed():
     assert grid.rows[0][0] == 0.7
     assert math.isnan(grid.rows[0][1])
     assert grid.rows[1] == (None, 0.7)
+
+
+def test_timeline_keeps_the_measure_it_was_asked_for():
+    timeline = HeatMapTimeline(measure="frobenius_norm")
+    timeline.append(0, [replace(make_reading("a", 0), frobenius_norm=3.0)])
+    assert timeline.grid().rows == ((3.0,),)
 
 
 def test_timeline_of_one_column_is_refused():
