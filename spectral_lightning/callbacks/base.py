@@ -17,7 +17,7 @@ _CACHES: WeakKeyDictionary[Any, SpectrumCache] = WeakKeyDictionary()
 
 
 class SpectralCallback(pl.Callback):
-    """Base of all callbacks that read spectra: subclass it and override `on_readings`.
+    """Base of all callbacks that read spectra: override `on_readings`, and `on_weights` to act.
 
     Finds the layers when the model is complete, joins what it needs to the Trainer's one shared
     cache, and calls `on_readings` once for each optimizer step that is due, whatever the gradient
@@ -88,6 +88,14 @@ class SpectralCallback(pl.Callback):
             step: Optimizer step after which the weights were read.
         """
 
+    def on_weights(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Change weights: called once per optimizer step, in the weights phase, after readings.
+
+        Args:
+            trainer: Trainer; `trainer.global_step` steps are done.
+            pl_module: Module in training.
+        """
+
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":  # what an earlier fit left must not reach this one
@@ -133,6 +141,7 @@ class SpectralCallback(pl.Callback):
         if arrived is not None and self._is_due(arrived) and arrived != self._acted:
             self._acted = arrived
             self.on_readings(trainer, pl_module, arrived)
+        self.on_weights(trainer, pl_module)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -159,3 +168,8 @@ class SpectralCallback(pl.Callback):
         slow = self.spectrum_every_n_steps
         needs = [Need(names=names, every_n_steps=self.every_n_steps, spectrum_every_n_steps=slow)]
         return needs if slow is None else [*needs, Need(names=names, every_n_steps=slow)]
+
+
+def num_batches(trainer: pl.Trainer) -> int:
+    """Batches that stepped: the axis of all loggers, where `global_step` counts optimizers."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped

@@ -1,6 +1,7 @@
 """How spectra are seen: TensorBoard, figures and a table for the terminal."""
 
 from spectral_lightning.dashboards.figures import heat_map, spectrum_figure
+from spectral_lightning.dashboards.interventions import Interventions, interventions_table
 from spectral_lightning.dashboards.table import worst_layers_table
 from spectral_lightning.dashboards.tensorboard import (
     MEASURES,
@@ -11,7 +12,9 @@ from spectral_lightning.dashboards.tensorboard import (
 
 __all__ = [
     "MEASURES",
+    "Interventions",
     "heat_map",
+    "interventions_table",
     "spectrum_figure",
     "worst_layers_table",
     "write_heat_map",

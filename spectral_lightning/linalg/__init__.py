@@ -31,9 +31,15 @@ from spectral_lightning.linalg.ritz import (
     rayleigh_ritz,
 )
 from spectral_lightning.linalg.subspaces import orthonormalize, principal_angles
+from spectral_lightning.linalg.triplets import (
+    SingularTriplets,
+    leading_singular_triplets,
+    smallest_singular_triplets,
+)
 
 __all__ = [
     "LeadingTriplets",
+    "SingularTriplets",
     "condition_number",
     "effective_rank",
     "energy_rank",
@@ -46,6 +52,7 @@ __all__ = [
     "gaussian_spectral_norm",
     "gaussian_stable_rank",
     "leading_eigenpairs",
+    "leading_singular_triplets",
     "leading_triplets",
     "marchenko_pastur_density",
     "marchenko_pastur_quantile",
@@ -58,6 +65,7 @@ __all__ = [
     "principal_angles",
     "rayleigh_ritz",
     "singular_values",
+    "smallest_singular_triplets",
     "spectral_norm_interval",
     "stable_rank",
     "vector_angle_bound",

@@ -78,7 +78,7 @@ class Careless(SpectralCallback):
         (Eager, "test_acts_once_per_due_step_under_accumulation", "steps acted on differ"),
         (Random, "test_the_run_is_bitwise_the_run_without_it", "the run at 32-true differ"),
         (Heavy, "test_the_run_is_bitwise_the_run_without_it", "the run at 32-true differ"),
-        (Stateful, "test_yaml_builds_the_same_callback", "arguments differ"),
+        (Stateful, "test_yaml_builds_the_same_callback", "the same `extra`"),
         (Writing, "test_no_logger_writes_no_file", "files differ"),
         (Careless, "test_evaluation_measures_nothing", "state differ"),
     ],

@@ -1,0 +1,340 @@
+"""ASSR: a thermostat that keeps the spectrum of every weight matrix in its healthy range."""
+
+import random
+import sys
+from typing import Any, get_args
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from rich.console import Console
+from torch import Tensor
+from typing_extensions import override
+
+from spectral_lightning.callbacks.assr_layer import Counts, Layer, sensors, why_left_alone
+from spectral_lightning.callbacks.assr_steps import Actuator, Stepper
+from spectral_lightning.callbacks.base import SpectralCallback, num_batches
+from spectral_lightning.callbacks.step_sizes import StepSizes
+from spectral_lightning.control import Regulator, ThermostatVerdict
+from spectral_lightning.dashboards import Interventions, interventions_table
+
+_MAX_DUTY = 0.05  # of the layers may be outside their bands after calibration (ASSR design)
+_HALF = (torch.bfloat16, torch.float16)
+
+
+class ASSR(SpectralCallback):
+    """Keep stable rank and condition number of every layer inside their bands while training.
+
+    At every optimizer step each layer's stable rank (and at the slower cadence its condition
+    number, without its smallest tenth of values) is compared with the layer's own band. Where it
+    has left it, the actuator moves the weight back, after the optimizer's step and apart from it:
+    nothing enters loss or gradients, nothing is done where the optimizer took no step, and a step
+    takes ``min(1, lr * strength)`` of what is missing, at most `max_relative_step` of the weight's
+    norm. Layers inside their bands are not touched: the run is then bitwise the run without ASSR.
+
+    Readings come from the Trainer's shared cache, as those of a `SpectralMonitor` beside it. They
+    are acted on one optimizer step later, by rules that give the same on all ranks; nothing waits
+    for the device but the exact spectra. Values go to the loggers under
+    ``assr/<measure>/<layer>``.
+
+    Args:
+        layers: Glob, or several, over layer names such as ``"model.blocks.*.mlp.*"``.
+        actuator: ``"spectral_cap"`` lowers only the singular values that are too large;
+            ``"log_stable_rank"`` climbs the gradient of the stable rank, and can lower it too;
+            ``"legacy_l2"`` shrinks the whole weight as ASSR v1.5 did, which moves neither reading.
+            Chosen by scripts/assr_stress.py.
+        regulator: Bands, their calibration, and the thermostat; None for ``Regulator()``.
+        max_relative_step: Largest ``||step||_F / ||W||_F`` of one step, in (0, 1]. Set by hand.
+        num_vectors: Singular directions that a step acts on, at least 1; computed only in layers
+            that are acted on. Set by hand.
+        sample_ratio: Fraction of the layers looked at in a step, in (0, 1]. Less than 1 saves
+            nothing, as all are measured; drawn privately, the same on all ranks.
+        every_n_steps: Optimizer steps between two readings, at least 1.
+        spectrum_every_n_steps: Optimizer steps between two exact spectra, which the condition
+            number needs; None for no condition number.
+        log_every_n_steps: Optimizer steps between two entries in loggers; None takes the Trainer's.
+        embeddings: Whether embedding tables take part.
+        splits: Fused projections to take apart: glob to ``{part: number of output rows}``.
+        table_rows: Layers in the table printed at the end of fit; 0 for no table.
+
+    Raises:
+        ValueError: If an argument is out of its range, or the actuator cannot do what the bands
+            ask for.
+
+    References:
+        ASSR v1.5, "auto-calibrated stochastic spectral regularization", whose promise this keeps by
+        other means.
+
+    Example:
+        >>> assr = ASSR(regulator=Regulator(calibration="static", floor=0.1))
+        >>> trainer = pl.Trainer(callbacks=[assr], logger=False, barebones=False)
+    """
+
+    def __init__(
+        self,
+        layers: str | list[str] = "*",
+        actuator: Actuator = "spectral_cap",
+        regulator: Regulator | None = None,
+        max_relative_step: float = 0.05,
+        num_vectors: int = 8,
+        sample_ratio: float = 1.0,
+        every_n_steps: int = 1,
+        spectrum_every_n_steps: int | None = 100,
+        log_every_n_steps: int | None = None,
+        embeddings: bool = False,
+        splits: dict[str, dict[str, int]] | None = None,
+        table_rows: int = 10,
+    ) -> None:
+        super().__init__(layers, every_n_steps, spectrum_every_n_steps, embeddings, splits)
+        self.actuator = actuator
+        self.regulator = Regulator() if regulator is None else regulator
+        self.max_relative_step = max_relative_step
+        self.num_vectors = num_vectors
+        self.sample_ratio = sample_ratio
+        self.log_every_n_steps = log_every_n_steps
+        self.table_rows = table_rows
+        self._check()
+        self._layers: dict[str, Layer] = {}
+        self._saved: dict[str, Any] | None = None
+        self._sizes = StepSizes()
+        self._stepper = self._new_stepper()
+        self._counts = Counts()
+        self._said: set[str] = set()
+
+    def _check(self) -> None:
+        if self.actuator not in get_args(Actuator):
+            raise ValueError(
+                f"`actuator` must be one of {', '.join(get_args(Actuator))}, got {self.actuator!r}."
+            )
+        if self.actuator != "log_stable_rank" and self.regulator.ceiling is not None:
+            raise ValueError(
+                "`ceiling` needs an actuator that can lower the stable rank, got"
+                f" {self.actuator!r}; take 'log_stable_rank' or leave the ceiling out."
+            )
+        if self.spectrum_every_n_steps is None and self.regulator.condition_ceiling is not None:
+            raise ValueError(
+                "`condition_ceiling` needs exact spectra, got `spectrum_every_n_steps` None; give"
+                " an interval such as 100."
+            )
+        for name in ("max_relative_step", "sample_ratio"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be in (0, 1], got {getattr(self, name)}.")
+        for name, least in {"num_vectors": 1, "table_rows": 0, "log_every_n_steps": 1}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"`{name}` must be >= {least}, got {value}.")
+
+    def _new_stepper(self) -> Stepper:
+        hysteresis = self.regulator.thermostat.hysteresis
+        return Stepper(self.actuator, self.num_vectors, self.max_relative_step, hysteresis)
+
+    @property
+    def interventions(self) -> dict[str, Interventions]:
+        """What has been done to each layer so far; waits for the device."""
+        return {name: _summed_up(layer) for name, layer in self._layers.items()}
+
+    @property
+    def assr_stats(self) -> dict[str, float]:
+        """Counts of this fit, under the names of ASSR v1.5."""
+        return self._counts.as_v15()
+
+    def get_assr_summary(self) -> dict[str, Any]:
+        """Summary of this fit, under the names of ASSR v1.5."""
+        return self._counts.summary(num_layers=len(self._layers), config=self.regulator)
+
+    def reset_assr_stats(self) -> None:
+        """Set the counts to 0."""
+        self._counts = Counts()
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._layers, self._saved, self._said = {}, None, set()
+            self._stepper = self._new_stepper()
+            self.reset_assr_stats()
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._sizes.watch(trainer.optimizers)
+        self._layers = {}
+        for name in self.names:
+            target = self.spectra.targets[name]
+            reason = why_left_alone(target, self._sizes)
+            if reason is None:
+                self._layers[name] = Layer(target)
+            else:
+                rank_zero_info(f"ASSR: {name} is measured but left alone, since it {reason}.")
+        num_half = sum(layer.target.stored().dtype in _HALF for layer in self._layers.values())
+        if num_half:
+            rank_zero_warn(
+                f"ASSR acts on {num_half} layers in half precision, whose spacing is coarser than"
+                " its steps, and rounds them stochastically; float32 weights (precision"
+                " 'bf16-mixed') are more exact."
+            )
+        if not self._layers:
+            rank_zero_warn("ASSR has no effect: no optimizer trains a layer that `layers` selects.")
+        if self._saved is not None:
+            self._restore(self._saved)
+            self._saved = None
+
+    @override
+    def on_readings(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        waiting = [layer for layer in self._layers.values() if layer.state.bands is None]
+        for name in self._sampled(step):
+            layer, reading = self._layers[name], self.spectra[name]
+            layer.reading = reading
+            seen = sensors(reading, self.spectrum_every_n_steps)
+            layer.state, layer.verdict = self.regulator.update(layer.state, step, seen)
+            layer.num_skipped += reading.failure is not None
+            if reading.failure is not None and layer.state.bands is not None:
+                self._say(f"{name} is skipped, as {reading.failure}", step)
+            elif layer.state.rank.side < 0 and layer.is_rank_one:
+                self._say(f"{name} is exactly of rank one, and no step can revive it", step)
+        if waiting and all(layer.state.bands is not None for layer in self._layers.values()):
+            self._check_calibration(step)
+
+    @override
+    def on_weights(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        acted = False
+        for layer in self._layers.values():
+            parameter = layer.target.parameter
+            rate = None if parameter is None else self._sizes.of(parameter)
+            if rate is not None and layer.verdict is not None:
+                acted |= self._act(layer, rate)
+        self._counts.steps += 1
+        self._counts.steps_acted += acted
+        self._sizes.clear()
+        own = self.log_every_n_steps
+        interval = trainer.log_every_n_steps if own is None else own  # type: ignore[attr-defined]
+        if trainer.global_step % interval == 0:
+            self._log(trainer)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        self._sizes.close()
+        waiting = [name for name, layer in self._layers.items() if layer.state.bands is None]
+        if waiting and not getattr(trainer, "fast_dev_run", False):
+            rank_zero_warn(
+                f"ASSR has not acted on {len(waiting)} layers, such as {waiting[0]}: the run ended"
+                f" before they were calibrated (steps {self.regulator.first_step} to"
+                f" {self.regulator.first_step + self.regulator.num_steps})."
+            )
+        if self.table_rows and trainer.is_global_zero and self._layers:
+            table = interventions_table(list(self.interventions.values()), self.table_rows)
+            Console(file=sys.stdout).print(table)
+
+    @override
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self._sizes.close()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **super().state_dict(),
+            "layers": {name: layer.state_dict() for name, layer in self._layers.items()},
+            "counts": self._counts.state_dict(),
+            "generators": self._stepper.state_dict(),
+            "said": sorted(self._said),
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._saved = state_dict
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        known, now = set(saved["layers"]), set(self._layers)
+        if known and known.isdisjoint(now):
+            raise ValueError(
+                "The checkpoint's ASSR state must be of this model, got layers such as"
+                f" {min(known)!r} where the model has {min(now, default=None)!r}; start without"
+                " `ckpt_path`, or calibrate anew."
+            )
+        for name in known & now:
+            self._layers[name].load_state_dict(saved["layers"][name])
+        for kind, names in {"new": now - known, "gone": known - now}.items():
+            if known and names:
+                rank_zero_warn(
+                    f"ASSR: {len(names)} layers, such as {min(names)}, are {kind} since the"
+                    " checkpoint was written; new ones are calibrated from here on."
+                )
+        self._counts.load_state_dict(saved["counts"])
+        self._said = set(saved["said"])
+        self._stepper.load_state_dict(saved["generators"])
+
+    def _sampled(self, step: int) -> list[str]:
+        """Layers to look at after a step; drawn from the step alone, so the same on all ranks."""
+        names = list(self._layers)
+        if self.sample_ratio == 1:
+            return names
+        for layer in self._layers.values():
+            layer.verdict = None
+        count = max(1, int(self.sample_ratio * len(names)))
+        return random.Random(step).sample(names, min(count, len(names)))
+
+    def _act(self, layer: Layer, rate: float | Tensor) -> bool:
+        """Carry out the verdict on a layer; whether a step was taken."""
+        assert layer.verdict is not None
+        vectors, acted = self.spectra.vectors, False
+        if layer.verdict.stable_rank is not ThermostatVerdict.NOT_FINITE:
+            acted = self._stepper.against_stable_rank(layer, vectors, rate)
+            self._counts.rank += acted
+        if layer.verdict.condition_number is not None:
+            layer.verdict = layer.verdict._replace(condition_number=None)  # once per spectrum
+            interval = self.spectrum_every_n_steps or 1
+            if self._stepper.against_condition_number(layer, vectors, rate, interval):
+                self._counts.condition += 1
+                acted = True
+        return acted
+
+    def _say(self, what: str, step: int) -> None:
+        """Warn once."""
+        if what not in self._said:
+            self._said.add(what)
+            rank_zero_warn(f"ASSR: {what} (seen at step {step}). Training goes on.")
+
+    def _check_calibration(self, step: int) -> None:
+        """Say what has been calibrated, and warn if many layers are outside at once."""
+        outside = [
+            name
+            for name, layer in self._layers.items()
+            if layer.verdict is not None and layer.state.rank.side
+        ]
+        rank_zero_info(f"ASSR: {len(self._layers)} layers are calibrated since step {step}.")
+        if len(outside) > _MAX_DUTY * len(self._layers):
+            rank_zero_warn(
+                f"ASSR finds {len(outside)} of {len(self._layers)} layers, such as {outside[0]},"
+                " outside their bands at once; lower `floor` or calibrate on a window if the run"
+                " is healthy."
+            )
+
+    def _log(self, trainer: pl.Trainer) -> None:
+        """Write what is done to each layer to the loggers."""
+        if not trainer.loggers or not self._layers:
+            return
+        values: dict[str, float] = {"assr/steps_acted": self._counts.steps_acted}
+        for name, done in self.interventions.items():
+            for measure in ("severity", "strength", "side", "num_interventions", "applied"):
+                values[f"assr/{measure}/{name}"] = getattr(done, measure)
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=num_batches(trainer))
+
+
+def _summed_up(layer: Layer) -> Interventions:
+    bands, state = layer.state.bands, layer.state
+    return Interventions(
+        name=layer.target.name,
+        relative_stable_rank=None if layer.reading is None else layer.reading.relative_stable_rank,
+        floor=None if bands is None else bands[0].floor,
+        side=state.rank.side or state.condition.side,
+        severity=max(state.rank.severity, state.condition.severity),
+        strength=max(state.rank.strength, state.condition.strength),
+        num_interventions=layer.num_interventions,
+        num_skipped=layer.num_skipped,
+        applied=0.0 if layer.applied is None else layer.applied.item(),
+    )

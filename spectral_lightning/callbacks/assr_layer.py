@@ -1,0 +1,160 @@
+"""What ASSR keeps of a layer, and the counts that sum up a run."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectral_lightning.callbacks.step_sizes import StepSizes
+from spectral_lightning.control import (
+    LayerReading,
+    LayerVerdict,
+    RegulatorState,
+    ThermostatVerdict,
+)
+from spectral_lightning.spectra import Reading, Target
+
+RANK_ONE = 1e-5
+"""Excess of a float32 stable rank over 1 up to which a layer counts as of rank one."""
+
+QUANTILE = 0.1
+"""Smallest values left out of the condition number, as a fraction of all: in a square matrix the
+very smallest one is a lottery (Edelman 1988), and says nothing of the layer."""
+
+
+@dataclass(slots=True)
+class Layer:
+    """One layer under ASSR."""
+
+    target: Target
+    state: RegulatorState = field(default_factory=RegulatorState)
+    verdict: LayerVerdict | None = None
+    """Latest verdict; None before the first, while calibrating, and where it is not looked at."""
+    reading: Reading | None = None
+    """Reading that the verdict is about."""
+    applied: Tensor | None = None
+    """Sum of ``||step||_F / ||W||_F`` of all steps taken, 0-d, on the layer's device."""
+    num_interventions: int = 0
+    """Steps taken."""
+    num_skipped: int = 0
+    """Readings that failed."""
+
+    @property
+    def is_rank_one(self) -> bool:
+        """Whether all but the leading singular value are rounding."""
+        return self.reading is not None and self.reading.stable_rank < 1 + RANK_ONE
+
+    def add_applied(self, size: Tensor) -> None:
+        """Count a step of a relative size."""
+        self.applied = size if self.applied is None else self.applied + size
+        self.num_interventions += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """State as plain containers."""
+        return {
+            "state": self.state.to_dict(),
+            "verdict": self.verdict and [verdict and str(verdict) for verdict in self.verdict],
+            "reading": None if self.reading is None else asdict(replace(self.reading, values=None)),
+            "applied": 0.0 if self.applied is None else self.applied.item(),
+            "num_interventions": self.num_interventions,
+            "num_skipped": self.num_skipped,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+        self.state = RegulatorState.from_dict(state["state"])
+        if state["verdict"] is not None:
+            rank, condition = state["verdict"]
+            known = None if condition is None else ThermostatVerdict(condition)
+            self.verdict = LayerVerdict(ThermostatVerdict(rank), known)
+        self.reading = None if state["reading"] is None else Reading(**state["reading"])
+        device = self.target.stored().device
+        if state["num_interventions"]:
+            self.applied = torch.tensor(state["applied"], device=device)
+        self.num_interventions = state["num_interventions"]
+        self.num_skipped = state["num_skipped"]
+
+
+@dataclass(slots=True)
+class Counts:
+    """Counts of a run."""
+
+    rank: int = 0
+    """Steps taken against a stable rank outside its band, over all layers."""
+    condition: int = 0
+    """Steps taken against a condition number above its ceiling, over all layers."""
+    steps: int = 0
+    """Optimizer steps seen."""
+    steps_acted: int = 0
+    """Optimizer steps with at least one step of ours."""
+
+    def as_v15(self) -> dict[str, float]:
+        """Counts under the names of ASSR v1.5; `total_reg_loss` is 0: nothing enters the loss."""
+        return {
+            "rank_int": self.rank,
+            "cond_int": self.condition,
+            "total_int": self.rank + self.condition,
+            "total_reg_loss": 0.0,
+            "steps_with_int": self.steps_acted,
+        }
+
+    def summary(self, *, num_layers: int, config: Any) -> dict[str, Any]:
+        """Summary under the names of ASSR v1.5."""
+        return {
+            "rank_interventions": self.rank,
+            "condition_interventions": self.condition,
+            "total_interventions": self.rank + self.condition,
+            "steps_with_intervention": self.steps_acted,
+            "intervention_rate": self.steps_acted / self.steps if self.steps else 0.0,
+            "total_reg_loss": 0.0,
+            "avg_reg_loss_per_step": 0.0,
+            "num_linear_layers": num_layers,
+            "config": config,
+        }
+
+    def state_dict(self) -> dict[str, int]:
+        """Counts by name."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from saved counts."""
+        for part in fields(self):
+            setattr(self, part.name, state[part.name])
+
+
+def sensors(reading: Reading, spectrum_every_n_steps: int | None) -> LayerReading:
+    """What a regulator looks at; NaN for what could not be measured.
+
+    Spectra that others asked for in between are passed over: decisions do not depend on them.
+    """
+    if reading.failure is not None:
+        return LayerReading(math.nan, math.nan)
+    every, at = spectrum_every_n_steps, reading.spectrum_step
+    fresh = every is not None and at == reading.step and at % every == 0
+    return LayerReading(
+        reading.relative_stable_rank,
+        reading.frobenius_norm,
+        _quantile_condition(reading.values) if fresh and reading.values else None,
+    )
+
+
+def _quantile_condition(values: Sequence[float]) -> float:
+    """Condition number without the smallest values (`QUANTILE`)."""
+    left_out = math.ceil(QUANTILE * len(values)) if len(values) > 1 else 0
+    smallest = values[len(values) - 1 - left_out]
+    return values[0] / smallest if smallest > 0 else math.inf
+
+
+def why_left_alone(target: Target, sizes: StepSizes) -> str | None:
+    """Why a layer that is measured cannot be acted on; None if it can."""
+    if not target.trainable:
+        return "is frozen"
+    parameter = target.parameter
+    if parameter is None:
+        return "has a weight that is computed, sharded or not stored as a matrix"
+    if not sizes.knows(parameter):
+        return "is trained by no optimizer"
+    return None

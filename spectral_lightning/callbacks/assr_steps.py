@@ -1,0 +1,131 @@
+"""The steps that ASSR takes: from a verdict on a layer to an edit of its weight."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from spectral_lightning.actuators import (
+    SpectralUpdate,
+    add_,
+    condition_update,
+    legacy_l2_update,
+    log_stable_rank_update,
+    lower_stable_rank_update,
+    spectral_cap_update,
+)
+from spectral_lightning.callbacks.assr_layer import QUANTILE, Layer
+from spectral_lightning.spectra import VectorCache
+
+Actuator = Literal["spectral_cap", "log_stable_rank", "legacy_l2"]
+
+
+class Stepper:
+    """Takes steps on single layers, on their device and without waiting for it.
+
+    Args:
+        actuator: Which update answers a stable rank outside its band.
+        num_vectors: Singular directions that a step acts on.
+        max_relative_step: Largest ``||step||_F / ||W||_F``.
+        hysteresis: Of the thermostat: steps aim at twice that above the floor, so that it can
+            switch off.
+    """
+
+    def __init__(
+        self, actuator: Actuator, num_vectors: int, max_relative_step: float, hysteresis: float
+    ) -> None:
+        self._actuator = actuator
+        self._num_vectors = num_vectors
+        self._max_relative_step = max_relative_step
+        self._inside = 1 + 2 * hysteresis
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def against_stable_rank(self, layer: Layer, vectors: VectorCache, rate: float | Tensor) -> bool:
+        """Step towards the band of the stable rank; whether one was taken."""
+        state, reading = layer.state.rank, layer.reading
+        assert layer.state.bands is not None
+        assert reading is not None
+        if not state.side or layer.is_rank_one:
+            return False
+        if state.side > 0 and self._actuator != "log_stable_rank":
+            return False  # the others cannot lower a stable rank
+        weight = layer.target.matrix()
+        norm = _norm(weight)
+        triplets = vectors.leading(layer.target.name, self._num_vectors)
+        null = reading.stable_rank / reading.relative_stable_rank
+        floor = layer.state.bands[0].floor * null * self._inside
+        update: SpectralUpdate
+        if self._actuator == "legacy_l2":
+            update = legacy_l2_update(triplets)
+        elif self._actuator == "spectral_cap":
+            update = spectral_cap_update(triplets, norm, floor)
+        elif state.side > 0:
+            update = lower_stable_rank_update(triplets, norm)
+        else:
+            healthy = layer.state.healthy_norm
+            keeps_norm = healthy is not None and reading.frobenius_norm <= healthy
+            update = log_stable_rank_update(triplets, norm, floor, keeps_norm=keeps_norm)
+        self._take(layer, weight, update, norm, rate, state.strength)
+        return True
+
+    def against_condition_number(
+        self, layer: Layer, vectors: VectorCache, rate: float | Tensor, num_steps: int
+    ) -> bool:
+        """Lift the smallest singular values, for as many steps at once; whether any was."""
+        state = layer.state.condition
+        assert layer.state.bands is not None
+        assert layer.reading is not None
+        if state.side <= 0:
+            return False
+        weight = layer.target.matrix()
+        if not bool(torch.isfinite(weight).all()):
+            return False  # it broke after the reading, which the next one will say
+        norm = _norm(weight)
+        trailing = vectors.smallest(
+            layer.target.name, math.ceil(QUANTILE * min(layer.reading.shape))
+        )
+        largest = torch.full_like(norm, layer.reading.spectral_norm)
+        update = condition_update(trailing, largest, layer.state.bands[1].ceiling)
+        self._take(layer, weight, update, norm, rate, state.strength * num_steps)
+        return True
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """States of the generators by device."""
+        return {str(device): g.get_state() for device, g in self._generators.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue the generators of the devices that are there."""
+        for name, saved in state.items():
+            self._generator(torch.device(name)).set_state(saved)
+
+    def _take(
+        self,
+        layer: Layer,
+        weight: Tensor,
+        update: SpectralUpdate,
+        norm: Tensor,
+        rate: float | Tensor,
+        strength: float,
+    ) -> None:
+        fraction = torch.zeros_like(norm) + rate * strength
+        size = add_(
+            weight,
+            update,
+            norm,
+            fraction=fraction,
+            max_relative_step=self._max_relative_step,
+            generator=self._generator(weight.device),
+        )
+        layer.add_applied(size)
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        """Generator of the stochastic rounding on a device; the same on all ranks."""
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(0)
+        return self._generators[device]
+
+
+def _norm(weight: Tensor) -> Tensor:
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return torch.linalg.vector_norm(weight, dtype=dtype)
