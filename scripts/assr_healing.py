@@ -11,6 +11,7 @@ each actuator. Prints a table and one JSON object as its last line; ``--plot`` d
 import argparse
 import math
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -22,13 +23,14 @@ from bench_common import quiet_trainer, report
 
 from spectral_lightning.callbacks import ASSR, SpectralMonitor
 from spectral_lightning.callbacks.assr_steps import Actuator
-from spectral_lightning.control import Regulator
+from spectral_lightning.control import Regulator, Thermostat
 from spectral_lightning.data import TextDataModule
 from spectral_lightning.linalg import singular_values
 from spectral_lightning.models import GPT
 from spectral_lightning.tasks import LanguageModeling
 
 LAYER = "model.blocks.1.mlp.c_fc"
+V15_STRENGTH = 1e-4  # `base_lambda` of ASSR v1.5
 
 
 def small_gpt(options: argparse.Namespace) -> LanguageModeling:
@@ -101,7 +103,9 @@ def experiment(options: argparse.Namespace, folder: Path) -> dict[str, dict[str,
     path = folder / "trained.ckpt"
 
     def assr(actuator: Actuator = "spectral_cap") -> ASSR:
-        return ASSR(actuator=actuator, regulator=regulator, table_rows=0)
+        settings = {"strength": V15_STRENGTH} if actuator == "legacy_l2" else {}
+        rule = replace(regulator, thermostat=Thermostat(**settings))
+        return ASSR(actuator=actuator, regulator=rule, table_rows=0)
 
     first = assr()
     trained = run(options, data, damage=False, callbacks=[first], until=options.steps, save=path)

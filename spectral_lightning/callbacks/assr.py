@@ -5,21 +5,24 @@ import sys
 from typing import Any, get_args
 
 import lightning.pytorch as pl
-import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from rich.console import Console
 from torch import Tensor
 from typing_extensions import override
 
-from spectral_lightning.callbacks.assr_layer import Counts, Layer, sensors, why_left_alone
+from spectral_lightning.callbacks.assr_layer import (
+    Counts,
+    Layer,
+    sensors,
+    shared_layers,
+    why_left_alone,
+)
+from spectral_lightning.callbacks.assr_messages import Messages
 from spectral_lightning.callbacks.assr_steps import Actuator, Stepper
 from spectral_lightning.callbacks.base import SpectralCallback, num_batches
 from spectral_lightning.callbacks.step_sizes import StepSizes
 from spectral_lightning.control import Regulator, ThermostatVerdict
 from spectral_lightning.dashboards import Interventions, interventions_table
-
-_MAX_DUTY = 0.05  # of the layers may be outside their bands after calibration (ASSR design)
-_HALF = (torch.bfloat16, torch.float16)
 
 
 class ASSR(SpectralCallback):
@@ -99,7 +102,7 @@ class ASSR(SpectralCallback):
         self._sizes = StepSizes()
         self._stepper = self._new_stepper()
         self._counts = Counts()
-        self._said: set[str] = set()
+        self._messages = Messages()
 
     def _check(self) -> None:
         if self.actuator not in get_args(Actuator):
@@ -131,7 +134,7 @@ class ASSR(SpectralCallback):
     @property
     def interventions(self) -> dict[str, Interventions]:
         """What has been done to each layer so far; waits for the device."""
-        return {name: _summed_up(layer) for name, layer in self._layers.items()}
+        return {name: layer.interventions() for name, layer in self._layers.items()}
 
     @property
     def assr_stats(self) -> dict[str, float]:
@@ -150,7 +153,7 @@ class ASSR(SpectralCallback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._layers, self._saved, self._said = {}, None, set()
+            self._layers, self._saved, self._messages = {}, None, Messages()
             self._stepper = self._new_stepper()
             self.reset_assr_stats()
 
@@ -166,15 +169,7 @@ class ASSR(SpectralCallback):
                 self._layers[name] = Layer(target)
             else:
                 rank_zero_info(f"ASSR: {name} is measured but left alone, since it {reason}.")
-        num_half = sum(layer.target.stored().dtype in _HALF for layer in self._layers.values())
-        if num_half:
-            rank_zero_warn(
-                f"ASSR acts on {num_half} layers in half precision, whose spacing is coarser than"
-                " its steps, and rounds them stochastically; float32 weights (precision"
-                " 'bf16-mixed') are more exact."
-            )
-        if not self._layers:
-            rank_zero_warn("ASSR has no effect: no optimizer trains a layer that `layers` selects.")
+        self._messages.begin(self._layers)
         if self._saved is not None:
             self._restore(self._saved)
             self._saved = None
@@ -182,6 +177,7 @@ class ASSR(SpectralCallback):
     @override
     def on_readings(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         waiting = [layer for layer in self._layers.values() if layer.state.bands is None]
+        odd: dict[str, list[str]] = {}
         for name in self._sampled(step):
             layer, reading = self._layers[name], self.spectra[name]
             layer.reading = reading
@@ -189,11 +185,12 @@ class ASSR(SpectralCallback):
             layer.state, layer.verdict = self.regulator.update(layer.state, step, seen)
             layer.num_skipped += reading.failure is not None
             if reading.failure is not None and layer.state.bands is not None:
-                self._say(f"{name} is skipped, as {reading.failure}", step)
+                odd.setdefault(f"skipped, as {reading.failure}", []).append(name)
             elif layer.state.rank.side < 0 and layer.is_rank_one:
-                self._say(f"{name} is exactly of rank one, and no step can revive it", step)
+                odd.setdefault("exactly of rank one, and no step can revive it", []).append(name)
+        self._messages.odd(odd, step)
         if waiting and all(layer.state.bands is not None for layer in self._layers.values()):
-            self._check_calibration(step)
+            self._messages.calibrated(self._layers, step)
 
     @override
     def on_weights(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -215,13 +212,8 @@ class ASSR(SpectralCallback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
         self._sizes.close()
-        waiting = [name for name, layer in self._layers.items() if layer.state.bands is None]
-        if waiting and not getattr(trainer, "fast_dev_run", False):
-            rank_zero_warn(
-                f"ASSR has not acted on {len(waiting)} layers, such as {waiting[0]}: the run ended"
-                f" before they were calibrated (steps {self.regulator.first_step} to"
-                f" {self.regulator.first_step + self.regulator.num_steps})."
-            )
+        if not getattr(trainer, "fast_dev_run", False):
+            self._messages.end(self._layers, self.regulator)
         if self.table_rows and trainer.is_global_zero and self._layers:
             table = interventions_table(list(self.interventions.values()), self.table_rows)
             Console(file=sys.stdout).print(table)
@@ -239,7 +231,7 @@ class ASSR(SpectralCallback):
             "layers": {name: layer.state_dict() for name, layer in self._layers.items()},
             "counts": self._counts.state_dict(),
             "generators": self._stepper.state_dict(),
-            "said": sorted(self._said),
+            "said": sorted(self._messages.said),
         }
 
     @override
@@ -248,23 +240,11 @@ class ASSR(SpectralCallback):
         self._saved = state_dict
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        known, now = set(saved["layers"]), set(self._layers)
-        if known and known.isdisjoint(now):
-            raise ValueError(
-                "The checkpoint's ASSR state must be of this model, got layers such as"
-                f" {min(known)!r} where the model has {min(now, default=None)!r}; start without"
-                " `ckpt_path`, or calibrate anew."
-            )
-        for name in known & now:
+        known = shared_layers(set(saved["layers"]), set(self._layers))
+        for name in known:
             self._layers[name].load_state_dict(saved["layers"][name])
-        for kind, names in {"new": now - known, "gone": known - now}.items():
-            if known and names:
-                rank_zero_warn(
-                    f"ASSR: {len(names)} layers, such as {min(names)}, are {kind} since the"
-                    " checkpoint was written; new ones are calibrated from here on."
-                )
         self._counts.load_state_dict(saved["counts"])
-        self._said = set(saved["said"])
+        self._messages.said = set(saved["said"])
         self._stepper.load_state_dict(saved["generators"])
 
     def _sampled(self, step: int) -> list[str]:
@@ -292,27 +272,6 @@ class ASSR(SpectralCallback):
                 acted = True
         return acted
 
-    def _say(self, what: str, step: int) -> None:
-        """Warn once."""
-        if what not in self._said:
-            self._said.add(what)
-            rank_zero_warn(f"ASSR: {what} (seen at step {step}). Training goes on.")
-
-    def _check_calibration(self, step: int) -> None:
-        """Say what has been calibrated, and warn if many layers are outside at once."""
-        outside = [
-            name
-            for name, layer in self._layers.items()
-            if layer.verdict is not None and layer.state.rank.side
-        ]
-        rank_zero_info(f"ASSR: {len(self._layers)} layers are calibrated since step {step}.")
-        if len(outside) > _MAX_DUTY * len(self._layers):
-            rank_zero_warn(
-                f"ASSR finds {len(outside)} of {len(self._layers)} layers, such as {outside[0]},"
-                " outside their bands at once; lower `floor` or calibrate on a window if the run"
-                " is healthy."
-            )
-
     def _log(self, trainer: pl.Trainer) -> None:
         """Write what is done to each layer to the loggers."""
         if not trainer.loggers or not self._layers:
@@ -323,18 +282,3 @@ class ASSR(SpectralCallback):
                 values[f"assr/{measure}/{name}"] = getattr(done, measure)
         for logger in trainer.loggers:
             logger.log_metrics(values, step=num_batches(trainer))
-
-
-def _summed_up(layer: Layer) -> Interventions:
-    bands, state = layer.state.bands, layer.state
-    return Interventions(
-        name=layer.target.name,
-        relative_stable_rank=None if layer.reading is None else layer.reading.relative_stable_rank,
-        floor=None if bands is None else bands[0].floor,
-        side=state.rank.side or state.condition.side,
-        severity=max(state.rank.severity, state.condition.severity),
-        strength=max(state.rank.strength, state.condition.strength),
-        num_interventions=layer.num_interventions,
-        num_skipped=layer.num_skipped,
-        applied=0.0 if layer.applied is None else layer.applied.item(),
-    )

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from spectral_lightning.callbacks.step_sizes import StepSizes
@@ -15,6 +16,7 @@ from spectral_lightning.control import (
     RegulatorState,
     ThermostatVerdict,
 )
+from spectral_lightning.dashboards import Interventions
 from spectral_lightning.spectra import Reading, Target
 
 RANK_ONE = 1e-5
@@ -51,6 +53,22 @@ class Layer:
         """Count a step of a relative size."""
         self.applied = size if self.applied is None else self.applied + size
         self.num_interventions += 1
+
+    def interventions(self) -> Interventions:
+        """What has been done to the layer so far; waits for the device."""
+        bands, rank, condition = self.state.bands, self.state.rank, self.state.condition
+        relative = None if self.reading is None else self.reading.relative_stable_rank
+        return Interventions(
+            name=self.target.name,
+            relative_stable_rank=relative,
+            floor=None if bands is None else bands[0].floor,
+            side=rank.side or condition.side,
+            severity=max(rank.severity, condition.severity),
+            strength=max(rank.strength, condition.strength),
+            num_interventions=self.num_interventions,
+            num_skipped=self.num_skipped,
+            applied=0.0 if self.applied is None else self.applied.item(),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """State as plain containers."""
@@ -131,11 +149,12 @@ def sensors(reading: Reading, spectrum_every_n_steps: int | None) -> LayerReadin
     Spectra that others asked for in between are passed over: decisions do not depend on them.
     """
     if reading.failure is not None:
-        return LayerReading(math.nan, math.nan)
+        return LayerReading(math.nan, 1.0, math.nan)
     every, at = spectrum_every_n_steps, reading.spectrum_step
     fresh = every is not None and at == reading.step and at % every == 0
     return LayerReading(
         reading.relative_stable_rank,
+        reading.stable_rank / reading.relative_stable_rank,
         reading.frobenius_norm,
         _quantile_condition(reading.values) if fresh and reading.values else None,
     )
@@ -154,7 +173,28 @@ def why_left_alone(target: Target, sizes: StepSizes) -> str | None:
         return "is frozen"
     parameter = target.parameter
     if parameter is None:
-        return "has a weight that is computed, sharded or not stored as a matrix"
+        return "has a weight that is computed, or not stored as a matrix"
     if not sizes.knows(parameter):
         return "is trained by no optimizer"
     return None
+
+
+def shared_layers(saved: set[str], present: set[str]) -> set[str]:
+    """Layers of a checkpoint that the model has; warns of those that only one of them has.
+
+    Raises:
+        ValueError: If they have none in common.
+    """
+    if saved and saved.isdisjoint(present):
+        raise ValueError(
+            "The checkpoint's ASSR state must be of this model, got layers such as"
+            f" {min(saved)!r} where the model has {min(present, default=None)!r}; start without"
+            " `ckpt_path`, or calibrate anew."
+        )
+    for kind, names in {"new": present - saved, "gone": saved - present}.items():
+        if saved and names:
+            rank_zero_warn(
+                f"ASSR: {len(names)} layers, such as {min(names)}, are {kind} since the"
+                " checkpoint was written; new ones are calibrated from here on."
+            )
+    return saved & present

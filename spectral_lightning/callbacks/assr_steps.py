@@ -43,30 +43,15 @@ class Stepper:
 
     def against_stable_rank(self, layer: Layer, vectors: VectorCache, rate: float | Tensor) -> bool:
         """Step towards the band of the stable rank; whether one was taken."""
-        state, reading = layer.state.rank, layer.reading
-        assert layer.state.bands is not None
-        assert reading is not None
+        state = layer.state.rank
         if not state.side or layer.is_rank_one:
             return False
         if state.side > 0 and self._actuator != "log_stable_rank":
             return False  # the others cannot lower a stable rank
-        weight = layer.target.matrix()
-        norm = _norm(weight)
-        triplets = vectors.leading(layer.target.name, self._num_vectors)
-        null = reading.stable_rank / reading.relative_stable_rank
-        floor = layer.state.bands[0].floor * null * self._inside
-        update: SpectralUpdate
-        if self._actuator == "legacy_l2":
-            update = legacy_l2_update(triplets)
-        elif self._actuator == "spectral_cap":
-            update = spectral_cap_update(triplets, norm, floor)
-        elif state.side > 0:
-            update = lower_stable_rank_update(triplets, norm)
-        else:
-            healthy = layer.state.healthy_norm
-            keeps_norm = healthy is not None and reading.frobenius_norm <= healthy
-            update = log_stable_rank_update(triplets, norm, floor, keeps_norm=keeps_norm)
-        self._take(layer, weight, update, norm, rate, state.strength)
+        with layer.target.editing() as weight:
+            norm = _norm(weight)
+            update = self._update_of(layer, vectors, norm)
+            self._take(layer, weight, update, norm, rate, state.strength)
         return True
 
     def against_condition_number(
@@ -78,16 +63,15 @@ class Stepper:
         assert layer.reading is not None
         if state.side <= 0:
             return False
-        weight = layer.target.matrix()
-        if not bool(torch.isfinite(weight).all()):
-            return False  # it broke after the reading, which the next one will say
-        norm = _norm(weight)
-        trailing = vectors.smallest(
-            layer.target.name, math.ceil(QUANTILE * min(layer.reading.shape))
-        )
-        largest = torch.full_like(norm, layer.reading.spectral_norm)
-        update = condition_update(trailing, largest, layer.state.bands[1].ceiling)
-        self._take(layer, weight, update, norm, rate, state.strength * num_steps)
+        with layer.target.editing() as weight:
+            if not bool(torch.isfinite(weight).all()):
+                return False  # it broke after the reading, which the next one will say
+            count = math.ceil(QUANTILE * min(layer.reading.shape))
+            trailing = vectors.smallest(layer.target.name, count)
+            norm = _norm(weight)
+            largest = torch.full_like(norm, layer.reading.spectral_norm)
+            update = condition_update(trailing, largest, layer.state.bands[1].ceiling)
+            self._take(layer, weight, update, norm, rate, state.strength * num_steps)
         return True
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -98,6 +82,24 @@ class Stepper:
         """Continue the generators of the devices that are there."""
         for name, saved in state.items():
             self._generator(torch.device(name)).set_state(saved)
+
+    def _update_of(self, layer: Layer, vectors: VectorCache, norm: Tensor) -> SpectralUpdate:
+        """Update that brings the stable rank of a layer back into its band."""
+        state, reading = layer.state, layer.reading
+        assert state.bands is not None
+        assert reading is not None
+        triplets = vectors.leading(layer.target.name, self._num_vectors)
+        null = reading.stable_rank / reading.relative_stable_rank
+        floor = state.bands[0].floor * null * self._inside
+        if self._actuator == "legacy_l2":
+            return legacy_l2_update(triplets)
+        if self._actuator == "spectral_cap":
+            return spectral_cap_update(triplets, norm, floor)
+        if state.rank.side > 0:
+            return lower_stable_rank_update(triplets, norm)
+        healthy = state.healthy_norm
+        keeps_norm = healthy is not None and reading.frobenius_norm <= healthy
+        return log_stable_rank_update(triplets, norm, floor, keeps_norm=keeps_norm)
 
     def _take(
         self,

@@ -24,6 +24,8 @@ class LayerReading(NamedTuple):
 
     stable_rank: float
     """Relative to a Gaussian matrix of the shape; NaN if it could not be measured."""
+    null: float
+    """Stable rank of that Gaussian matrix; 1 if the stable rank could not be measured."""
     frobenius_norm: float
     """Frobenius norm, in the weight's own units."""
     condition_number: float | None = None
@@ -78,6 +80,10 @@ class Regulator:
     num_steps`` give each layer its bands, which then follow its readings slowly while it is inside
     them. With ``"static"``, the bands are `floor` to `ceiling` and up to `condition_ceiling` from
     the first reading on. A bound that is given replaces the calibrated one.
+
+    The thermostat of the stable rank looks at its excess over 1, the energy outside the leading
+    direction over that inside it: the stable rank itself cannot tell a spike of 3 times the
+    spectral norm from one of 30, both being close to 1.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -139,7 +145,9 @@ class Regulator:
             state = self._calibrated(state, step, reading)
             if state.bands is None:
                 return state, None
-        rank, verdict = self.thermostat.update(state.rank, state.bands[0], reading.stable_rank)
+        rank, verdict = self.thermostat.update(
+            state.rank, _excess_band(state.bands[0], reading.null), _excess(reading)
+        )
         condition, condition_verdict = state.condition, None
         if reading.condition_number is not None:
             condition, condition_verdict = self.thermostat.update(
@@ -197,3 +205,16 @@ class Regulator:
         factor = math.exp((math.log(max(reading.stable_rank, 1e-12)) - centre) / self.memory)
         moved = Band(floor=rank.floor * factor, ceiling=rank.ceiling * factor)
         return replace(state, bands=self._with_given((moved, condition)))
+
+
+def _excess(reading: LayerReading) -> float:
+    """Excess of the stable rank over 1, which rounding cannot make negative; NaN stays NaN."""
+    stable_rank = reading.stable_rank * reading.null
+    return stable_rank if math.isnan(stable_rank) else max(stable_rank - 1, 0.0)
+
+
+def _excess_band(band: Band, null: float) -> Band:
+    """Band of the excess; a bound that no matrix of the shape can keep goes."""
+    ceiling = band.ceiling * null - 1
+    floor = max(band.floor * null - 1, 0.0)
+    return Band(floor=floor, ceiling=ceiling if ceiling > floor else math.inf)

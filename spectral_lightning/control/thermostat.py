@@ -86,7 +86,8 @@ class Thermostat:
     """How much stronger it gets with full severity (as ``max_severity_multiplier`` of ASSR)."""
     saturation: float = 3.0
     """Distance to the band, in natural logarithm units, at which the severity is 1: a reading 20
-    times below its floor, as after a spike of 10 times the spectral norm."""
+    times below its floor. A spike of 10 times the spectral norm brings the excess of a stable rank
+    100 times down, from some 3 times its floor."""
     hysteresis: float = 0.1
     """Fraction by which a reading has to be inside again before it is left alone."""
     dwell: int = 20

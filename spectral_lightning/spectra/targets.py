@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
@@ -69,10 +70,32 @@ class Target:
         an Apple GPU, which has no float64, is copied to the CPU.
         """
         tensor = self.stored()
-        if hasattr(tensor, "full_tensor"):
+        if isinstance(tensor, DTensor):
             tensor = tensor.full_tensor()
         if tensor.device.type == "mps":
             tensor = tensor.cpu()
+        return self._part_of(tensor)
+
+    @contextmanager
+    def editing(self) -> Iterator[Tensor]:
+        """The weight, shape ``(m, n)``, for edits in place; only where there is a `parameter`.
+
+        A sharded one is gathered, and each rank keeps its shard of the result: all ranks have to
+        make the same edit.
+        """
+        tensor = self.stored()
+        if not isinstance(tensor, DTensor):
+            yield self._part_of(tensor)
+            return
+        whole = tensor.full_tensor()
+        yield self._part_of(whole)
+        edited = distribute_tensor(
+            whole, tensor.device_mesh, tensor.placements, src_data_rank=None
+        )
+        tensor.to_local().copy_(edited.to_local())
+
+    def _part_of(self, tensor: Tensor) -> Tensor:
+        """View of the target's matrix in the whole tensor."""
         if self.expert is not None:
             tensor = tensor[self.expert]
         tensor = tensor.flatten(1)
@@ -91,10 +114,10 @@ class Target:
 
     @property
     def parameter(self) -> nn.Parameter | None:
-        """Parameter that `matrix` is a view of; None where it is computed, sharded or copied."""
+        """Parameter that `editing` edits; None where the weight is computed or copied."""
         own = self.module._parameters.get(self.attribute)
-        if own is None or hasattr(own, "full_tensor"):
-            return None
+        if own is None or isinstance(own, DTensor):
+            return own
         shares = self.matrix().untyped_storage().data_ptr() == own.untyped_storage().data_ptr()
         return own if shares else None
 

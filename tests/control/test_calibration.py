@@ -145,6 +145,6 @@ def test_a_bound_that_is_given_outranks_a_calibrated_one_in_its_way(given_bound,
     regulator = Regulator(first_step=0, num_steps=5, **given_bound)
     state = RegulatorState()
     for step in range(6):
-        state, verdict = regulator.update(state, step, LayerReading(0.1, 1.0))
+        state, verdict = regulator.update(state, step, LayerReading(0.1, 100.0, 1.0))
     assert verdict is not None
     assert state.bands[0] == expected

@@ -5,7 +5,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from spectral_lightning.callbacks import SpectralMonitor
+from spectral_lightning.callbacks import ASSR, SpectralMonitor
 from spectral_lightning.testing.distributed import run_ranks
 from spectral_lightning.testing.tasks import TinyNetwork, TinyTask, quiet_trainer
 
@@ -28,12 +28,16 @@ class ShardedTask(Task):
         fully_shard(self.net, mesh=mesh)
 
 
-def fit(folder, strategy, task, *, ckpt_path=None, save=None, **changes):
-    """Fit, and return what a rank knows: readings, weights and metrics."""
+def fit(folder, strategy, task, *, ckpt_path=None, save=None, assr=None, **changes):
+    """Fit, and return what a rank knows: readings, weights and metrics.
+
+    With `assr`, the arguments of an ASSR callback, its interventions are among the metrics.
+    """
     monitor = SpectralMonitor(spectrum_every_n_steps=3)
+    callbacks = [monitor] if assr is None else [monitor, ASSR(**assr)]
     logger = CSVLogger(folder, name="", version="")
     arguments = {"max_steps": 6, "strategy": strategy, "logger": logger} | changes
-    trainer = quiet_trainer(folder, monitor, use_distributed_sampler=False, **arguments)
+    trainer = quiet_trainer(folder, *callbacks, use_distributed_sampler=False, **arguments)
     trainer.fit(task, ckpt_path=ckpt_path)
     if save is not None:
         trainer.save_checkpoint(save)
@@ -42,6 +46,8 @@ def fit(folder, strategy, task, *, ckpt_path=None, save=None, **changes):
         for name, value in task.named_parameters()
     }
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    if assr is not None:
+        metrics["interventions"] = callbacks[1].interventions
     return monitor.readings, weights, metrics
 
 

@@ -104,18 +104,10 @@ class OnAppleGPU:
         self.cpu = lambda: tensor
 
 
-class Sharded:
-    """What reading a DTensor needs of it."""
-
-    def __init__(self, tensor):
-        self.full_tensor = lambda: tensor
-
-
-@pytest.mark.parametrize("stored", [OnAppleGPU, Sharded])
-def test_a_weight_without_float64_or_in_shards_is_brought_where_it_can_be_read(monkeypatch, stored):
+def test_a_weight_without_float64_is_brought_where_it_can_be_read(monkeypatch):
     layer = nn.Linear(4, 3)
     (target,) = find_targets(nn.Sequential(layer)).targets
-    monkeypatch.setattr(Target, "stored", lambda self: stored(self.module.weight.detach()))
+    monkeypatch.setattr(Target, "stored", lambda self: OnAppleGPU(self.module.weight.detach()))
     assert torch.equal(target.matrix(), layer.weight)
 
 

@@ -1,0 +1,72 @@
+"""What ASSR tells its user while it works."""
+
+from collections.abc import Mapping
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from spectral_lightning.callbacks.assr_layer import Layer
+from spectral_lightning.control import Regulator, is_calm
+from spectral_lightning.spectra.names import some_names
+
+_MAX_DUTY = 0.05  # of the layers may be outside their bands after calibration (ASSR design)
+_HALF = (torch.bfloat16, torch.float16)
+
+
+class Messages:
+    """Warnings and notes of one fit, from rank 0.
+
+    Attributes:
+        said: Statements about single layers that have been made.
+    """
+
+    def __init__(self) -> None:
+        self.said: set[str] = set()
+
+    def begin(self, layers: Mapping[str, Layer]) -> None:
+        """Warn if no layer can be acted on, or some only by rounding."""
+        num_half = sum(layer.target.stored().dtype in _HALF for layer in layers.values())
+        if num_half:
+            rank_zero_warn(
+                f"ASSR acts on {num_half} layers in half precision, whose spacing is coarser than"
+                " its steps, and rounds them stochastically; float32 weights (precision"
+                " 'bf16-mixed') are more exact."
+            )
+        if not layers:
+            rank_zero_warn("ASSR has no effect: no optimizer trains a layer that `layers` selects.")
+
+    def odd(self, statements: Mapping[str, list[str]], step: int) -> None:
+        """Warn once of each layer that a statement holds for.
+
+        Args:
+            statements: What holds, as the rest of a sentence, to the layers it holds for.
+            step: Optimizer step at which it was seen.
+        """
+        for what, names in statements.items():
+            new = [name for name in names if f"{name} {what}" not in self.said]
+            self.said.update(f"{name} {what}" for name in new)
+            if new:
+                who = f"{some_names(new, none='')} {'is' if len(new) == 1 else 'are'}"
+                rank_zero_warn(f"ASSR: {who} {what} (seen at step {step}). Training goes on.")
+
+    def calibrated(self, layers: Mapping[str, Layer], step: int) -> None:
+        """Say that all layers have their bands, and warn if many are outside at once."""
+        sides = {name: layer.state.rank.side for name, layer in layers.items()}
+        rank_zero_info(f"ASSR: {len(layers)} layers are calibrated since step {step}.")
+        if not is_calm(sides.values(), max_duty=_MAX_DUTY):
+            outside = [name for name, side in sides.items() if side]
+            rank_zero_warn(
+                f"ASSR finds {len(outside)} of {len(layers)} layers, such as {outside[0]},"
+                " outside their bands at once; lower `floor` or calibrate on a window if the run"
+                " is healthy."
+            )
+
+    def end(self, layers: Mapping[str, Layer], regulator: Regulator) -> None:
+        """Warn of layers that the run was too short for."""
+        waiting = [name for name, layer in layers.items() if layer.state.bands is None]
+        if waiting:
+            rank_zero_warn(
+                f"ASSR has not acted on {len(waiting)} layers, such as {waiting[0]}: the run ended"
+                f" before they were calibrated (steps {regulator.first_step} to"
+                f" {regulator.first_step + regulator.num_steps})."
+            )
