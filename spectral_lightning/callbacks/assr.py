@@ -13,6 +13,7 @@ from typing_extensions import override
 from spectral_lightning.callbacks.assr_layer import (
     Counts,
     Layer,
+    has_failed,
     sensors,
     shared_layers,
     why_left_alone,
@@ -183,8 +184,9 @@ class ASSR(SpectralCallback):
             layer.reading = reading
             seen = sensors(reading, self.spectrum_every_n_steps)
             layer.state, layer.verdict = self.regulator.update(layer.state, step, seen)
-            layer.num_skipped += reading.failure is not None
-            if reading.failure is not None and layer.state.bands is not None:
+            failed = has_failed(reading)
+            layer.num_skipped += failed
+            if failed and layer.state.bands is not None:
                 odd.setdefault(f"skipped, as {reading.failure}", []).append(name)
             elif layer.state.rank.side < 0 and layer.is_rank_one:
                 odd.setdefault("exactly of rank one, and no step can revive it", []).append(name)

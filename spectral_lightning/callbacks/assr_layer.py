@@ -18,6 +18,7 @@ from spectral_lightning.control import (
 )
 from spectral_lightning.dashboards import Interventions
 from spectral_lightning.spectra import Reading, Target
+from spectral_lightning.spectra.tracker import SMALLEST
 
 RANK_ONE = 1e-5
 """Excess of a float32 stable rank over 1 up to which a layer counts as of rank one."""
@@ -158,6 +159,14 @@ def sensors(reading: Reading, spectrum_every_n_steps: int | None) -> LayerReadin
         reading.frobenius_norm,
         _quantile_condition(reading.values) if fresh and reading.values else None,
     )
+
+
+def has_failed(reading: Reading) -> bool:
+    """Whether a weight could not be measured for a reason other than being zero.
+
+    One that starts at zero, as in LoRA or the last projections of a GPT, soon moves by itself.
+    """
+    return reading.failure is not None and not reading.frobenius_norm < SMALLEST
 
 
 def _quantile_condition(values: Sequence[float]) -> float:

@@ -35,7 +35,7 @@ class Interventions:
 
 
 def interventions_table(layers: Sequence[Interventions], num_rows: int = 10) -> Table:
-    """Return the layers that were acted on most.
+    """Return the layers that were acted on most, and those that could not be measured.
 
     Print it with ``rich.console.Console().print(table)``; into a file that is plain text.
 
@@ -44,7 +44,7 @@ def interventions_table(layers: Sequence[Interventions], num_rows: int = 10) -> 
         num_rows: Largest number of layers shown.
 
     Returns:
-        Table with a caption that says how many layers were left alone.
+        Table with a caption that counts the layers that were acted on and left alone.
 
     Raises:
         ValueError: If `num_rows` is below 1.
@@ -57,7 +57,7 @@ def interventions_table(layers: Sequence[Interventions], num_rows: int = 10) -> 
     )
     table = Table(
         box=box.SIMPLE_HEAD,
-        title="Layers that ASSR acted on",
+        title="What ASSR did",
         title_justify="left",
         caption_justify="left",
         show_edge=False,
@@ -76,10 +76,12 @@ def interventions_table(layers: Sequence[Interventions], num_rows: int = 10) -> 
             f"{layer.applied:.3g}",
             _state(layer),
         )
-    alone = len(layers) - len(touched)
-    shown = min(num_rows, len(touched))
+    acted_on = sum(layer.num_interventions > 0 for layer in layers)
+    failed = sum(layer.num_skipped > 0 for layer in layers)
+    more = f" {len(touched) - num_rows} more are not shown." if len(touched) > num_rows else ""
     table.caption = Text(
-        f"{shown} of {len(touched)} layers acted on; {alone} of {len(layers)} left alone."
+        f"{acted_on} of {len(layers)} layers were acted on, {len(layers) - len(touched)} left"
+        f" alone; {failed} could not be measured at times.{more}"
     )
     return table
 

@@ -370,10 +370,10 @@ def test_a_layer_that_starts_at_zero_is_held_until_it_moves(fit):
     task = TinyTask()
     nn.init.zeros_(task.net[7].weight)
     assr = ASSR(regulator=static(0.01))
-    with pytest.warns(UserWarning, match="net.7 is skipped, as the weight is zero"):
-        fit(assr, task=task)
+    fit(assr, task=task)  # a warning would be an error
     assert torch.isfinite(task.net[7].weight).all()
-    assert assr.interventions["net.7"].num_skipped == 1
+    assert task.net[7].weight.any()
+    assert assr.interventions["net.7"].num_skipped == 0
 
 
 def test_bf16_weights_are_warned_about_and_still_move(fit):

@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import nn
 
-from spectral_lightning.callbacks import SpectralMonitor
+from spectral_lightning.callbacks import ASSR, SpectralMonitor
 from spectral_lightning.cli.entry import main
 from spectral_lightning.cli.main import SpectralCLI
 from spectral_lightning.data import TextDataModule
@@ -25,14 +25,21 @@ pytestmark = [
 ]
 
 
+def files_of(config):
+    """What has to be given together: ASSR is added to a configuration that trains something."""
+    return [QUICKSTART, config] if config.stem.startswith("assr_") else [config]
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_a_configuration_builds_what_it_names(config, tmp_path):
-    args = ["--config", str(config), "--model.model.depth=1", f"--data.cache_dir={tmp_path}"]
+    args = [*(f"--config={path}" for path in files_of(config)), "--model.model.depth=1", f"--data.cache_dir={tmp_path}"]
     cli = SpectralCLI([*args, f"--trainer.logger.save_dir={tmp_path}"], run=False)
     assert isinstance(cli.model, LanguageModeling)
     assert isinstance(cli.model.model, GPT)
     assert isinstance(cli.datamodule, TextDataModule)
     assert any(isinstance(callback, SpectralMonitor) for callback in cli.trainer.callbacks)
+    has_assr = any(isinstance(callback, ASSR) for callback in cli.trainer.callbacks)
+    assert has_assr == config.stem.startswith("assr_")
     assert cli.model.model.vocab_size == cli.datamodule.vocab_size
     assert cli.model.model.sequence_len == cli.datamodule.sequence_len
 
@@ -40,7 +47,8 @@ def test_a_configuration_builds_what_it_names(config, tmp_path):
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_a_configuration_begins_with_command_cost_and_result(config):
     comment = [line for line in config.read_text().splitlines() if line.startswith("#")]
-    assert any(f"spectral fit --config configs/{config.name}" in line for line in comment)
+    options = " ".join(f"--config configs/{path.name}" for path in files_of(config))
+    assert any(f"spectral fit {options}" in line for line in comment)
     assert any(line.startswith("# Cost:") for line in comment)
     assert any(line.startswith("# Result:") for line in comment)
 
