@@ -133,13 +133,14 @@ def experiment(options: argparse.Namespace, folder: Path) -> dict[str, dict[str,
 
 def draw(runs: dict[str, dict[str, Any]], floor: float, path: Path) -> None:
     """Plot the relative stable rank of the damaged layer over the steps."""
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name, record in runs.items():
-        if name != "before":
-            axes.plot(list(record["ranks"]), list(record["ranks"].values()), label=name)
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    drawn = {name: record["ranks"] for name, record in runs.items() if name != "before"}
+    for index, (name, ranks) in enumerate(drawn.items()):
+        style = "--" if index % 2 else "-"  # some lie on each other
+        axes.plot(list(ranks), list(ranks.values()), style, label=name)
     axes.axhline(floor, color="black", linestyle=":", label="floor")
     axes.set(yscale="log", xlabel="optimizer step", ylabel="relative stable rank", title=LAYER)
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=120)
 
 

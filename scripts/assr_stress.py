@@ -32,7 +32,7 @@ from spectral_lightning.control import Regulator, Thermostat
 from spectral_lightning.data.corpus import EmbeddedSource
 from spectral_lightning.models import GPT
 
-WIDTH, LENGTH, BATCH, WARM_UP = 128, 128, 16, 20
+WIDTH, LENGTH, WARM_UP = 128, 128, 20
 V15_STRENGTH = 1e-4  # `base_lambda` of ASSR v1.5
 DECAYED = {"weight_decay": 0.1, "clip": 1.0}
 ARMS: dict[str, dict[str, Any]] = {
@@ -149,7 +149,7 @@ def run(job: tuple[str, float, int], options: argparse.Namespace) -> dict[str, A
         gradient_clip_val=arm.get("clip"),
     )
     started = time.perf_counter()
-    batches = windows(train, options.steps, seed + 1000, BATCH)
+    batches = windows(train, options.steps, seed + 1000, options.batch_size)
     trainer.fit(task, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
     seconds = time.perf_counter() - started
     task.eval()
@@ -195,6 +195,7 @@ def main() -> None:
     parser.add_argument("--lrs", nargs="+", type=float, default=[0.002, 0.004, 0.008, 0.016])
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--floor", type=float, default=0.3, help="relative stable rank")
     parser.add_argument("--strength", type=float, help="of the thermostat; default: its own")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread")
@@ -210,7 +211,8 @@ def main() -> None:
         "text": options.text.name if options.text else EmbeddedSource.description,
         "unigram_loss": round(dead_above, 4),
     }
-    what = f"{options.steps} steps of {BATCH} x {LENGTH} bytes, validation loss in nats per byte"
+    tokens = f"{options.batch_size} x {LENGTH}"
+    what = f"{options.steps} steps of {tokens} bytes, validation loss in nats per byte"
     report({"what": what, **setting, "summary": rows, "runs": runs}, options.save)
 
 

@@ -125,7 +125,9 @@ def test_callbacks_do_not_import_each_other():
         bases = [base for node in nodes if isinstance(node, ast.ClassDef) for base in node.bases]
         return any(ast.unparse(base).endswith("Callback") for base in bases)
 
-    modules = [path for path in sources("callbacks") if path.name not in ("__init__.py", "base.py")]
+    # `assr_v15` is no callback, and makes one under an old name.
+    others = ("__init__.py", "base.py", "assr_v15.py")
+    modules = [path for path in sources("callbacks") if path.name not in others]
     callbacks = {
         f"spectral_lightning.callbacks.{path.stem}" for path in filter(is_callback, modules)
     }

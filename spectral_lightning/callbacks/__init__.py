@@ -1,7 +1,48 @@
 """Lightning callbacks: which reading, which decision, which action; nothing else."""
 
+from typing import TYPE_CHECKING, Any
+
 from spectral_lightning.callbacks.assr import ASSR
+from spectral_lightning.callbacks.assr_v15 import (
+    SpectralHealth,
+    analyze_layer,
+    auto_calibrate,
+    compute_condition_number,
+    compute_spectral_health,
+    compute_stable_rank,
+    compute_stable_rank_ratio,
+    legacy_assr,
+    print_spectral_report,
+)
 from spectral_lightning.callbacks.base import SpectralCallback
 from spectral_lightning.callbacks.monitor import SpectralMonitor
+from spectral_lightning.control import ASSRConfig
 
-__all__ = ["ASSR", "SpectralCallback", "SpectralMonitor"]
+if TYPE_CHECKING:
+    from spectral_lightning.callbacks.transformers_trainer import SpectralTrainerCallback
+
+__all__ = [
+    "ASSR",
+    "ASSRConfig",
+    "SpectralCallback",
+    "SpectralHealth",
+    "SpectralMonitor",
+    "SpectralTrainerCallback",
+    "analyze_layer",
+    "auto_calibrate",
+    "compute_condition_number",
+    "compute_spectral_health",
+    "compute_stable_rank",
+    "compute_stable_rank_ratio",
+    "legacy_assr",
+    "print_spectral_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs `transformers` only when it is asked for."""
+    if name == "SpectralTrainerCallback":
+        from spectral_lightning.callbacks.transformers_trainer import SpectralTrainerCallback
+
+        return SpectralTrainerCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,6 @@
 """Pure decisions: numbers in, verdict out. Standard library only."""
 
+from spectral_lightning.control.assr_v15 import ASSRConfig, calibrated_config
 from spectral_lightning.control.calibration import CalibrationWindow, is_calm, static_band
 from spectral_lightning.control.regulator import (
     LayerReading,
@@ -15,6 +16,7 @@ from spectral_lightning.control.thermostat import (
 )
 
 __all__ = [
+    "ASSRConfig",
     "Band",
     "CalibrationWindow",
     "LayerReading",
@@ -24,6 +26,7 @@ __all__ = [
     "Thermostat",
     "ThermostatState",
     "ThermostatVerdict",
+    "calibrated_config",
     "is_calm",
     "static_band",
 ]
