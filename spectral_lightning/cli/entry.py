@@ -12,7 +12,11 @@ TRAINER_COMMANDS = {
     "test": "measure a checkpoint on the test data",
     "predict": "run a checkpoint on the prediction data",
 }
-COMMANDS = {**TRAINER_COMMANDS, "generate": "write text with the language model of a checkpoint"}
+COMMANDS = {
+    **TRAINER_COMMANDS,
+    "generate": "write text with the language model of a checkpoint",
+    "scan": "measure the weight matrices of a model on disk",
+}
 
 # Options that Lightning's command line takes before the command.
 LEADING_OPTIONS = ("-c", "--config", "--print_config")
@@ -34,6 +38,7 @@ examples:
   spectral fit --config configs/gpt_quickstart.yaml --trainer.max_steps 100
   spectral fit --model.help LanguageModeling
   spectral generate --checkpoint last.ckpt --prompt "The function returns"
+  spectral scan last.ckpt --fail-on unhealthy
 """
 
 
@@ -44,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments after the program's name. Defaults to those of the process.
 
     Returns:
-        Exit status: 0 for success, 2 for a mistake in the arguments.
+        Exit status: 0 for success, 1 if a scan breaks one of its rules, 2 for a mistake in the
+        arguments.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if "--traceback" in args:
@@ -66,6 +72,10 @@ def main(argv: list[str] | None = None) -> int:
         from spectral_lightning.cli import generate
 
         return generate.run(rest)
+    if command == "scan":
+        from spectral_lightning.cli import scan
+
+        return scan.run(rest)
     if command in TRAINER_COMMANDS or command.split("=")[0] in LEADING_OPTIONS:
         from spectral_lightning.cli import main as trainer
 

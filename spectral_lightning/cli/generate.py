@@ -2,34 +2,9 @@
 
 import argparse
 import sys
-from typing import NoReturn
-
-from typing_extensions import override
 
 from spectral_lightning.cli import errors
-from spectral_lightning.cli.suggest import did_you_mean
-
-
-class _Parser(argparse.ArgumentParser):
-    """Parser whose errors are one sentence with the nearest known option."""
-
-    @override
-    def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"error: {message[0].upper()}{message[1:].rstrip('.?')}.\n")
-        sys.exit(2)
-
-    def parse(self, args: list[str]) -> argparse.Namespace:
-        """Parse, and report a misspelt option before a required one that it should have been."""
-        options, unknown = self.parse_known_args(args)
-        if unknown:
-            name = unknown[0].split("=")[0]
-            known = did_you_mean(name, self._option_string_actions)
-            sys.stderr.write(f"error: Unknown option `{name}`{known}\n")
-            sys.exit(2)
-        for name in ("checkpoint", "prompt"):
-            if getattr(options, name) is None:
-                self.error(f"`--{name}` must be given")
-        return options
+from spectral_lightning.cli.options import CommandParser
 
 
 def run(args: list[str]) -> int:
@@ -41,7 +16,7 @@ def run(args: list[str]) -> int:
     Returns:
         Exit status: 0 for success, 2 for a mistake that one sentence explains.
     """
-    options = _parser().parse(args)
+    options = _parser().parse(args, required=["--checkpoint", "--prompt"])
     try:
         texts = _samples(options)
     except errors.CANDIDATES as error:
@@ -56,12 +31,11 @@ def run(args: list[str]) -> int:
     return 0
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog="spectral generate",
-        description="Write text with the language model of a checkpoint.",
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "spectral generate",
+        "Write text with the language model of a checkpoint.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--checkpoint", help="checkpoint file written by `spectral fit`; must be given")

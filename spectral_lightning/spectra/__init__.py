@@ -1,22 +1,33 @@
 """Which matrices are measured, when, and the one shared cache of readings."""
 
 from spectral_lightning.spectra.cache import SpectrumCache
+from spectral_lightning.spectra.health import HealthyRange
 from spectral_lightning.spectra.history import HistoryStep, HistoryWriter, read_history
 from spectral_lightning.spectra.needs import Need
 from spectral_lightning.spectra.reading import Reading
-from spectral_lightning.spectra.targets import Discovery, Target, find_targets
-from spectral_lightning.spectra.timeline import HeatMapGrid, HeatMapTimeline
+from spectral_lightning.spectra.scan import ScannedLayer, ScanReport, ScanStatus, scan_model
+from spectral_lightning.spectra.target import Target
+from spectral_lightning.spectra.targets import Discovery, find_targets
+from spectral_lightning.spectra.timeline import HeatMapGrid, HeatMapMeasure, HeatMapTimeline
+from spectral_lightning.spectra.vectors import VectorCache
 
 __all__ = [
     "Discovery",
+    "HealthyRange",
     "HeatMapGrid",
+    "HeatMapMeasure",
     "HeatMapTimeline",
     "HistoryStep",
     "HistoryWriter",
     "Need",
     "Reading",
+    "ScanReport",
+    "ScanStatus",
+    "ScannedLayer",
     "SpectrumCache",
     "Target",
+    "VectorCache",
     "find_targets",
     "read_history",
+    "scan_model",
 ]

@@ -18,7 +18,7 @@ from spectral_lightning.linalg.null import gaussian_condition_number, gaussian_s
 from spectral_lightning.spectra.needs import Need, due_norms, due_spectra
 from spectral_lightning.spectra.reading import Reading
 from spectral_lightning.spectra.spectrum import exact_spectrum
-from spectral_lightning.spectra.targets import Target
+from spectral_lightning.spectra.target import Target
 from spectral_lightning.spectra.tracker import FIELDS, SMALLEST, Tracker, is_measured
 from spectral_lightning.spectra.vectors import VectorCache
 

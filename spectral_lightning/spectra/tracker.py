@@ -14,7 +14,7 @@ from torch import Tensor
 from spectral_lightning.linalg.checks import compute_dtype
 from spectral_lightning.linalg.intervals import spectral_norm_interval
 from spectral_lightning.linalg.lanczos import LeadingTriplets, leading_triplets
-from spectral_lightning.spectra.targets import Target
+from spectral_lightning.spectra.target import Target
 
 FIELDS = ("spectral_norm", "low", "high", "frobenius_norm", "passes")
 """Columns of the table that `Tracker.measure` returns."""

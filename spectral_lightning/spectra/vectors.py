@@ -18,7 +18,7 @@ from spectral_lightning.linalg.triplets import (
     leading_singular_triplets,
     smallest_singular_triplets,
 )
-from spectral_lightning.spectra.targets import Target
+from spectral_lightning.spectra.target import Target
 
 COLD_PASSES = 4
 """Passes over a matrix without a warm start: a Krylov space of 4 blocks. Set by hand."""

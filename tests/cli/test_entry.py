@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import spectral_lightning
-from spectral_lightning.cli import entry
+from spectral_lightning.cli import entry, rules
 
 WITHOUT_TORCH = """
 import sys
@@ -47,10 +47,18 @@ def test_no_command_shows_the_help_and_fails():
     assert result.stderr.startswith("usage: spectral COMMAND")
 
 
-def test_help_of_generate_needs_no_torch():
-    result = spectral("generate", "--help")
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("generate", ["--max_new_tokens"]),
+        ("scan", ["--fail-on", "failure", "unhealthy", *rules.COLUMNS]),
+    ],
+)
+def test_help_of_a_command_needs_no_torch(command, words):
+    result = spectral(command, "--help")
     assert result.returncode == 0, result.stderr
-    assert "--max_new_tokens" in result.stdout
+    for word in words:
+        assert word in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -65,6 +73,11 @@ def test_help_of_generate_needs_no_torch():
         (["generate", "--checkpoint=x"], "`--prompt` must be given."),
         (["generate", "--check=x", "--prompt=x"], "Unknown option `--check`"),
         (["generate", "--top_k=many"], "Argument --top_k: invalid int value: 'many'."),
+        (["scan"], "`PATH` must be given."),
+        (["scan", "model", "--jsn"], "Unknown option `--jsn`; did you mean `--json`?"),
+        (["scan", "x", "--fail_on=y"], "Unknown option `--fail_on`; did you mean `--fail-on`?"),
+        (["scan", "model", "second"], "Unexpected argument `second`."),
+        (["scan", "model", "--rows=many"], "Argument --rows: invalid int value: 'many'."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -32,7 +32,11 @@ def files_of(config):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_a_configuration_builds_what_it_names(config, tmp_path):
-    args = [*(f"--config={path}" for path in files_of(config)), "--model.model.depth=1", f"--data.cache_dir={tmp_path}"]
+    args = [
+        *(f"--config={path}" for path in files_of(config)),
+        "--model.model.depth=1",
+        f"--data.cache_dir={tmp_path}",
+    ]
     cli = SpectralCLI([*args, f"--trainer.logger.save_dir={tmp_path}"], run=False)
     assert isinstance(cli.model, LanguageModeling)
     assert isinstance(cli.model.model, GPT)

@@ -4,7 +4,7 @@ from torch import nn
 
 from spectral_lightning.linalg import leading_eigenpairs
 from spectral_lightning.spectra import Need, SpectrumCache, find_targets
-from spectral_lightning.spectra.targets import Target
+from spectral_lightning.spectra.target import Target
 from spectral_lightning.spectra.tracker import Tracker
 
 
