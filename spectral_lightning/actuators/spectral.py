@@ -68,15 +68,14 @@ def spectral_cap_update(
 def log_stable_rank_update(
     triplets: SingularTriplets, frobenius_norm: Tensor, floor: float, *, keeps_norm: bool
 ) -> SpectralUpdate:
-    r"""Step up the gradient of ``log(stable rank)``, as far as the floor.
+    r"""Step up the gradient of ``log(stable rank)``, to first order as far as the floor.
 
     Moves the *stable rank* up. The gradient of ``log ||W||_F^2 - 2 log sigma_1``, times
-    ``||W||_F^2 / 2``, is ``W - SR sigma_1 u_1 v_1^T``, orthogonal to ``W``: a small step keeps
+    ``||W||_F^2 / 2``, is ``D = W - SR sigma_1 u_1 v_1^T``, orthogonal to ``W``: a small step keeps
     ``||W||_F`` and puts what it takes from ``sigma_1`` into the bulk. All given values above the
     cap of `spectral_cap_update` take part, so that two close ones do not take turns; the growth of
-    the bulk makes up for all of them. It is a direction, not a way to the cap: a step of relative
-    size ``rho`` takes about ``rho sqrt(SR - 1)`` of a value, and can bring it below the cap by as
-    much.
+    the bulk makes up for all of them. A step ``eta D`` adds ``2 (SR - 1) eta`` to the logarithm.
+    Taken whole, it goes past the cap: take a small fraction of it.
 
     Args:
         triplets: Leading ``k`` triplets, descending.
@@ -87,22 +86,25 @@ def log_stable_rank_update(
             bulk.
 
     Returns:
-        The update for a step of length 1; none for a weight whose stable rank is at the floor or
-        above, and none where `spectral_cap_update` has none.
+        The update; none for a weight whose stable rank is at the floor or above, and none where
+        `spectral_cap_update` has none.
     """
     values = triplets.values
     tau = cap_of(values, frobenius_norm, floor)
     moves = _reachable(values, frobenius_norm, floor) & (values > tau)
     rank = (frobenius_norm / values[0]).square()
-    coefficients = torch.where(moves, -rank * values, 0.0)
     # Just as much of W as makes the update orthogonal to W: exactly 1 if only sigma_1 moves.
     growth = torch.where(moves, (values / values[0]).square(), 0.0).sum()
-    shrink = growth if keeps_norm else None
+    length = (floor / rank).log() / (2 * (rank - growth).clamp_min(RANK_ONE))
+    coefficients = torch.where(moves, -length * rank * values, 0.0)
+    shrink = torch.where(moves[0], length * growth, 0.0) if keeps_norm else None
     return SpectralUpdate(triplets.left, coefficients, triplets.right, values, shrink)
 
 
-def lower_stable_rank_update(triplets: SingularTriplets, frobenius_norm: Tensor) -> SpectralUpdate:
-    """Step down the gradient of ``log(stable rank)``.
+def lower_stable_rank_update(
+    triplets: SingularTriplets, frobenius_norm: Tensor, ceiling: float
+) -> SpectralUpdate:
+    """Step down the gradient of ``log(stable rank)``, to first order as far as the ceiling.
 
     Moves the *stable rank* down and the *spectral norm* up; a small step keeps ``||W||_F``. The
     opposite of `log_stable_rank_update` for one direction, without a cap.
@@ -110,16 +112,17 @@ def lower_stable_rank_update(triplets: SingularTriplets, frobenius_norm: Tensor)
     Args:
         triplets: Leading triplets, descending; only the first is moved.
         frobenius_norm: ``||W||_F``, 0-d tensor.
+        ceiling: Stable rank to reach, dimensionless, above 1.
 
     Returns:
-        The update for a step of length 1.
+        The update; none for a weight whose stable rank is at the ceiling or below.
     """
     values = triplets.values
     first = torch.arange(len(values), device=values.device) == 0
     rank = (frobenius_norm / values[0]).square()
-    coefficients = torch.where(first, rank * values, 0.0)
-    shrink = torch.full_like(rank, -1.0)
-    return SpectralUpdate(triplets.left, coefficients, triplets.right, values, shrink)
+    length = (rank / ceiling).log().clamp_min(0) / (2 * (rank - 1).clamp_min(RANK_ONE))
+    coefficients = torch.where(first, length * rank * values, 0.0)
+    return SpectralUpdate(triplets.left, coefficients, triplets.right, values, -length)
 
 
 def condition_update(trailing: SingularTriplets, cap: Tensor, ceiling: float) -> SpectralUpdate:

@@ -18,7 +18,7 @@ from spectral_lightning.callbacks.assr_layer import (
     shared_layers,
     why_left_alone,
 )
-from spectral_lightning.callbacks.assr_messages import Messages
+from spectral_lightning.callbacks.assr_messages import ZERO, Messages
 from spectral_lightning.callbacks.assr_steps import Actuator, Stepper
 from spectral_lightning.callbacks.base import SpectralCallback, num_batches
 from spectral_lightning.callbacks.step_sizes import StepSizes
@@ -188,6 +188,8 @@ class ASSR(SpectralCallback):
             layer.num_skipped += failed
             if failed and layer.state.bands is not None:
                 odd.setdefault(f"skipped, as {reading.failure}", []).append(name)
+            elif reading.failure is not None and not failed:
+                odd.setdefault(ZERO, []).append(name)
             elif layer.state.rank.side < 0 and layer.is_rank_one:
                 odd.setdefault("exactly of rank one, and no step can revive it", []).append(name)
         self._messages.odd(odd, step)

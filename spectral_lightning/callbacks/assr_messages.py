@@ -12,6 +12,8 @@ from spectral_lightning.spectra.names import some_names
 _MAX_DUTY = 0.05  # of the layers may be outside their bands after calibration (ASSR design)
 _HALF = (torch.bfloat16, torch.float16)
 
+ZERO = "zero, and left alone until training moves it"
+
 
 class Messages:
     """Warnings and notes of one fit, from rank 0.
@@ -36,7 +38,7 @@ class Messages:
             rank_zero_warn("ASSR has no effect: no optimizer trains a layer that `layers` selects.")
 
     def odd(self, statements: Mapping[str, list[str]], step: int) -> None:
-        """Warn once of each layer that a statement holds for.
+        """Say once of each layer that a statement holds for it; as a warning, but of zeros.
 
         Args:
             statements: What holds, as the rest of a sentence, to the layers it holds for.
@@ -47,7 +49,8 @@ class Messages:
             self.said.update(f"{name} {what}" for name in new)
             if new:
                 who = f"{some_names(new, none='')} {'is' if len(new) == 1 else 'are'}"
-                rank_zero_warn(f"ASSR: {who} {what} (seen at step {step}). Training goes on.")
+                say = rank_zero_info if what == ZERO else rank_zero_warn
+                say(f"ASSR: {who} {what} (seen at step {step}). Training goes on.")
 
     def calibrated(self, layers: Mapping[str, Layer], step: int) -> None:
         """Say that all layers have their bands, and warn if many are outside at once."""

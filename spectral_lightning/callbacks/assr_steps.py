@@ -96,7 +96,8 @@ class Stepper:
         if self._actuator == "spectral_cap":
             return spectral_cap_update(triplets, norm, floor)
         if state.rank.side > 0:
-            return lower_stable_rank_update(triplets, norm)
+            ceiling = state.bands[0].ceiling * null / self._inside
+            return lower_stable_rank_update(triplets, norm, ceiling)
         healthy = state.healthy_norm
         keeps_norm = healthy is not None and reading.frobenius_norm <= healthy
         return log_stable_rank_update(triplets, norm, floor, keeps_norm=keeps_norm)
