@@ -47,9 +47,9 @@ class Switched(pl.Callback):
         self.block_seconds: list[float] = []
         self._started = 0.0
 
-    def setup(self, *args: Any) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Forward the hook."""
-        self._forward("setup", *args)
+        self._forward("setup", trainer, pl_module, stage)
 
     def on_fit_start(self, *args: Any) -> None:
         """Forward the hook."""
@@ -180,6 +180,8 @@ def main() -> None:
         "Llama 29.5 M, AdamW, 4 x 256 tokens, all linear layers, every step:"
         " sigma_max with interval, stable rank, Frobenius norm"
     )
+    if options.assr != "none":
+        setting += f"; and ASSR, {options.assr}"
     target = "overhead <= 1.0 %" if options.assr == "none" else "overhead <= 1.5 %"
     report({"what": setting, "target": target, **settings, **result}, options.save)
 

@@ -200,9 +200,11 @@ class ASSR(SpectralCallback):
     def on_weights(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         acted = False
         for layer in self._layers.values():
+            if layer.verdict is None or not layer.is_outside:
+                continue
             parameter = layer.target.parameter
             rate = None if parameter is None else self._sizes.of(parameter)
-            if rate is not None and layer.verdict is not None:
+            if rate is not None:
                 acted |= self._act(layer, rate)
         self._counts.steps += 1
         self._counts.steps_acted += acted

@@ -46,6 +46,11 @@ class Layer:
     """Readings that failed."""
 
     @property
+    def is_outside(self) -> bool:
+        """Whether a thermostat of the layer is on."""
+        return self.state.rank.side != 0 or self.state.condition.side != 0
+
+    @property
     def is_rank_one(self) -> bool:
         """Whether all but the leading singular value are rounding."""
         return self.reading is not None and self.reading.stable_rank < 1 + RANK_ONE
