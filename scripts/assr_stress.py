@@ -128,7 +128,14 @@ def thermostat_of(arm: dict[str, Any], options: argparse.Namespace) -> ASSR:
     thermostat = Thermostat() if strength is None else Thermostat(strength=strength)
     layers = (Llama if options.model == "llama" else SmallGPT).layers
     regulator = Regulator(calibration="static", floor=options.floor, thermostat=thermostat)
-    return ASSR(layers, arm["actuator"], regulator, spectrum_every_n_steps=None, table_rows=0)
+    return ASSR(
+        layers,
+        arm["actuator"],
+        regulator,
+        num_vectors=options.num_vectors,
+        spectrum_every_n_steps=None,
+        table_rows=0,
+    )
 
 
 def run(job: tuple[str, float, int], options: argparse.Namespace) -> dict[str, Any]:
@@ -198,6 +205,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--floor", type=float, default=0.3, help="relative stable rank")
     parser.add_argument("--strength", type=float, help="of the thermostat; default: its own")
+    parser.add_argument("--num_vectors", type=int, default=8, help="directions a step acts on")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread")
     parser.add_argument("--save", type=Path, help="file for the JSON record")
     options = parser.parse_args()

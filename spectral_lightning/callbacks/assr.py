@@ -2,6 +2,7 @@
 
 import random
 import sys
+from dataclasses import replace
 from typing import Any, get_args
 
 import lightning.pytorch as pl
@@ -14,6 +15,7 @@ from spectral_lightning.callbacks.assr_layer import (
     Counts,
     Layer,
     has_failed,
+    kept_waiting,
     sensors,
     shared_layers,
     why_left_alone,
@@ -24,6 +26,7 @@ from spectral_lightning.callbacks.base import SpectralCallback, num_batches
 from spectral_lightning.callbacks.step_sizes import StepSizes
 from spectral_lightning.control import Regulator, ThermostatVerdict
 from spectral_lightning.dashboards import Interventions, interventions_table
+from spectral_lightning.spectra import Target
 
 
 class ASSR(SpectralCallback):
@@ -48,9 +51,11 @@ class ASSR(SpectralCallback):
             ``"legacy_l2"`` shrinks the whole weight as ASSR v1.5 did, which moves neither reading.
             Chosen by scripts/assr_stress.py.
         regulator: Bands, their calibration, and the thermostat; None for ``Regulator()``.
-        max_relative_step: Largest ``||step||_F / ||W||_F`` of one step, in (0, 1]. Set by hand.
+        max_relative_step: Largest ``||step||_F / ||W||_F`` of one step, in (0, 1]; with the default
+            a spike of 10 times the spectral norm is gone within 200 steps
+            (scripts/assr_healing.py).
         num_vectors: Singular directions that a step acts on, at least 1; computed only in layers
-            that are acted on. Set by hand.
+            that are acted on. With 8, runs end as with all (scripts/assr_stress.py).
         sample_ratio: Fraction of the layers looked at in a step, in (0, 1]. Less than 1 saves
             nothing, as all are measured; drawn privately, the same on all ranks.
         every_n_steps: Optimizer steps between two readings, at least 1.
@@ -98,7 +103,11 @@ class ASSR(SpectralCallback):
         self.log_every_n_steps = log_every_n_steps
         self.table_rows = table_rows
         self._check()
+        # The other actuators cannot lower a stable rank.
+        two_sided = self.regulator.two_sided and actuator == "log_stable_rank"
+        self._rule = replace(self.regulator, two_sided=two_sided)
         self._layers: dict[str, Layer] = {}
+        self._idle: dict[str, Target] = {}
         self._saved: dict[str, Any] | None = None
         self._sizes = StepSizes()
         self._stepper = self._new_stepper()
@@ -106,6 +115,16 @@ class ASSR(SpectralCallback):
         self._messages = Messages()
 
     def _check(self) -> None:
+        if not isinstance(self.layers, str | list | tuple):
+            raise TypeError(
+                f"`layers` must be one or more globs, got {self.layers!r}; settings of ASSR v1.5 go"
+                " into `legacy_assr(config)`."
+            )
+        if not isinstance(self.regulator, Regulator):
+            raise TypeError(
+                f"`regulator` must be a Regulator, got {self.regulator!r}; settings of ASSR v1.5"
+                " have one by `config.regulator()`."
+            )
         if self.actuator not in get_args(Actuator):
             raise ValueError(
                 f"`actuator` must be one of {', '.join(get_args(Actuator))}, got {self.actuator!r}."
@@ -162,13 +181,14 @@ class ASSR(SpectralCallback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._sizes.watch(trainer.optimizers)
-        self._layers = {}
+        self._layers, self._idle = {}, {}
         for name in self.names:
             target = self.spectra.targets[name]
             reason = why_left_alone(target, self._sizes)
             if reason is None:
                 self._layers[name] = Layer(target)
             else:
+                self._idle[name] = target
                 rank_zero_info(f"ASSR: {name} is measured but left alone, since it {reason}.")
         self._messages.begin(self._layers)
         if self._saved is not None:
@@ -177,23 +197,27 @@ class ASSR(SpectralCallback):
 
     @override
     def on_readings(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        self._take_up()
         waiting = [layer for layer in self._layers.values() if layer.state.bands is None]
         odd: dict[str, list[str]] = {}
         for name in self._sampled(step):
             layer, reading = self._layers[name], self.spectra[name]
             layer.reading = reading
             seen = sensors(reading, self.spectrum_every_n_steps)
-            layer.state, layer.verdict = self.regulator.update(layer.state, step, seen)
+            layer.state, verdict = self._rule.update(layer.state, step, seen)
+            layer.verdict = kept_waiting(layer.verdict, verdict)
             failed = has_failed(reading)
             layer.num_skipped += failed
-            if failed and layer.state.bands is not None:
+            if failed:
                 odd.setdefault(f"skipped, as {reading.failure}", []).append(name)
             elif reading.failure is not None and not failed:
                 odd.setdefault(ZERO, []).append(name)
             elif layer.state.rank.side < 0 and layer.is_rank_one:
                 odd.setdefault("exactly of rank one, and no step can revive it", []).append(name)
         self._messages.odd(odd, step)
-        if waiting and all(layer.state.bands is not None for layer in self._layers.values()):
+        new = [layer for layer in waiting if layer.state.bands is not None]
+        still = [layer for layer in waiting if layer.state.bands is None and layer.is_readable]
+        if new and not still:
             self._messages.calibrated(self._layers, step)
 
     @override
@@ -201,6 +225,7 @@ class ASSR(SpectralCallback):
         acted = False
         for layer in self._layers.values():
             if layer.verdict is None or not layer.is_outside:
+                self.spectra.vectors.forget(layer.target.name)  # soon stale
                 continue
             parameter = layer.target.parameter
             rate = None if parameter is None else self._sizes.of(parameter)
@@ -236,7 +261,7 @@ class ASSR(SpectralCallback):
             **super().state_dict(),
             "layers": {name: layer.state_dict() for name, layer in self._layers.items()},
             "counts": self._counts.state_dict(),
-            "generators": self._stepper.state_dict(),
+            "calibration": self.regulator.calibration,
             "said": sorted(self._messages.said),
         }
 
@@ -246,12 +271,21 @@ class ASSR(SpectralCallback):
         self._saved = state_dict
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        known = shared_layers(set(saved["layers"]), set(self._layers))
-        for name in known:
-            self._layers[name].load_state_dict(saved["layers"][name])
+        known = shared_layers(set(saved["layers"]), set(self.names))
+        for name in known & set(self._layers):
+            layer = self._layers[name]
+            layer.load_state_dict(saved["layers"][name])
+            layer.state = self._rule.adopted(layer.state)
+            layer.verdict = layer.verdict if layer.state.bands else None
         self._counts.load_state_dict(saved["counts"])
         self._messages.said = set(saved["said"])
-        self._stepper.load_state_dict(saved["generators"])
+
+    def _take_up(self) -> None:
+        """Regulate layers that are trained from now on, such as those just unfrozen."""
+        for name, target in list(self._idle.items()):
+            if why_left_alone(target, self._sizes) is None:
+                self._layers[name] = Layer(self._idle.pop(name))
+                rank_zero_info(f"ASSR: {name} is trained from now on, and regulated.")
 
     def _sampled(self, step: int) -> list[str]:
         """Layers to look at after a step; drawn from the step alone, so the same on all ranks."""

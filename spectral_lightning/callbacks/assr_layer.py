@@ -28,6 +28,11 @@ QUANTILE = 0.1
 very smallest one is a lottery (Edelman 1988), and says nothing of the layer."""
 
 
+def num_left_out(count: int) -> int:
+    """How many of the smallest singular values are left out of the condition number."""
+    return math.ceil(QUANTILE * count) if count > 1 else 0
+
+
 @dataclass(slots=True)
 class Layer:
     """One layer under ASSR."""
@@ -51,12 +56,18 @@ class Layer:
         return self.state.rank.side != 0 or self.state.condition.side != 0
 
     @property
+    def is_readable(self) -> bool:
+        """Whether the latest reading could be taken."""
+        return self.reading is not None and self.reading.failure is None
+
+    @property
     def is_rank_one(self) -> bool:
         """Whether all but the leading singular value are rounding."""
         return self.reading is not None and self.reading.stable_rank < 1 + RANK_ONE
 
     def add_applied(self, size: Tensor) -> None:
         """Count a step of a relative size."""
+        size = size.double()
         self.applied = size if self.applied is None else self.applied + size
         self.num_interventions += 1
 
@@ -97,7 +108,7 @@ class Layer:
         self.reading = None if state["reading"] is None else Reading(**state["reading"])
         device = self.target.stored().device
         if state["num_interventions"]:
-            self.applied = torch.tensor(state["applied"], device=device)
+            self.applied = torch.tensor(state["applied"], dtype=torch.float64, device=device)
         self.num_interventions = state["num_interventions"]
         self.num_skipped = state["num_skipped"]
 
@@ -166,6 +177,13 @@ def sensors(reading: Reading, spectrum_every_n_steps: int | None) -> LayerReadin
     )
 
 
+def kept_waiting(old: LayerVerdict | None, new: LayerVerdict | None) -> LayerVerdict | None:
+    """New verdict, with an old one on the condition number that has not been carried out yet."""
+    if old is None or new is None or new.condition_number is not None:
+        return new
+    return new._replace(condition_number=old.condition_number)
+
+
 def has_failed(reading: Reading) -> bool:
     """Whether a weight could not be measured for a reason other than being zero.
 
@@ -176,21 +194,16 @@ def has_failed(reading: Reading) -> bool:
 
 def _quantile_condition(values: Sequence[float]) -> float:
     """Condition number without the smallest values (`QUANTILE`)."""
-    left_out = math.ceil(QUANTILE * len(values)) if len(values) > 1 else 0
-    smallest = values[len(values) - 1 - left_out]
+    smallest = values[len(values) - 1 - num_left_out(len(values))]
     return values[0] / smallest if smallest > 0 else math.inf
 
 
 def why_left_alone(target: Target, sizes: StepSizes) -> str | None:
-    """Why a layer that is measured cannot be acted on; None if it can."""
-    if not target.trainable:
-        return "is frozen"
+    """Why a layer that is measured is not acted on; None if it is."""
     parameter = target.parameter
     if parameter is None:
-        return "has a weight that is computed, or not stored as a matrix"
-    if not sizes.knows(parameter):
-        return "is trained by no optimizer"
-    return None
+        return "has a weight that is computed from others"
+    return "is frozen" if not target.trainable else sizes.why_not(parameter)
 
 
 def shared_layers(saved: set[str], present: set[str]) -> set[str]:

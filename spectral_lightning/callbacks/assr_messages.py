@@ -35,7 +35,10 @@ class Messages:
                 " 'bf16-mixed') are more exact."
             )
         if not layers:
-            rank_zero_warn("ASSR has no effect: no optimizer trains a layer that `layers` selects.")
+            rank_zero_warn(
+                "ASSR has no effect for now: no optimizer trains a layer that `layers` selects, at"
+                " a learning rate that it says."
+            )
 
     def odd(self, statements: Mapping[str, list[str]], step: int) -> None:
         """Say once of each layer that a statement holds for it; as a warning, but of zeros.
@@ -53,13 +56,14 @@ class Messages:
                 say(f"ASSR: {who} {what} (seen at step {step}). Training goes on.")
 
     def calibrated(self, layers: Mapping[str, Layer], step: int) -> None:
-        """Say that all layers have their bands, and warn if many are outside at once."""
-        sides = {name: layer.state.rank.side for name, layer in layers.items()}
-        rank_zero_info(f"ASSR: {len(layers)} layers are calibrated since step {step}.")
+        """Say that layers have their bands, and warn if many are outside at once."""
+        done = {name: layer.state for name, layer in layers.items() if layer.state.bands}
+        sides = {name: state.rank.side for name, state in done.items()}
+        rank_zero_info(f"ASSR: {len(done)} layers are calibrated since step {step}.")
         if not is_calm(sides.values(), max_duty=_MAX_DUTY):
             outside = [name for name, side in sides.items() if side]
             rank_zero_warn(
-                f"ASSR finds {len(outside)} of {len(layers)} layers, such as {outside[0]},"
+                f"ASSR finds {len(outside)} of {len(sides)} layers, such as {outside[0]},"
                 " outside their bands at once; lower `floor` or calibrate on a window if the run"
                 " is healthy."
             )
@@ -70,6 +74,6 @@ class Messages:
         if waiting:
             rank_zero_warn(
                 f"ASSR has not acted on {len(waiting)} layers, such as {waiting[0]}: the run ended"
-                f" before they were calibrated (steps {regulator.first_step} to"
-                f" {regulator.first_step + regulator.num_steps})."
+                f" before they were calibrated (on readings of {regulator.num_steps} steps, from"
+                f" step {regulator.first_step} on)."
             )

@@ -1,6 +1,6 @@
 """The steps that ASSR takes: from a verdict on a layer to an edit of its weight."""
 
-import math
+import zlib
 from typing import Literal
 
 import torch
@@ -15,7 +15,7 @@ from spectral_lightning.actuators import (
     lower_stable_rank_update,
     spectral_cap_update,
 )
-from spectral_lightning.callbacks.assr_layer import QUANTILE, Layer
+from spectral_lightning.callbacks.assr_layer import Layer, num_left_out
 from spectral_lightning.spectra import VectorCache
 
 Actuator = Literal["spectral_cap", "log_stable_rank", "legacy_l2"]
@@ -39,7 +39,6 @@ class Stepper:
         self._num_vectors = num_vectors
         self._max_relative_step = max_relative_step
         self._inside = 1 + 2 * hysteresis
-        self._generators: dict[torch.device, torch.Generator] = {}
 
     def against_stable_rank(self, layer: Layer, vectors: VectorCache, rate: float | Tensor) -> bool:
         """Step towards the band of the stable rank; whether one was taken."""
@@ -66,22 +65,13 @@ class Stepper:
         with layer.target.editing() as weight:
             if not bool(torch.isfinite(weight).all()):
                 return False  # it broke after the reading, which the next one will say
-            count = math.ceil(QUANTILE * min(layer.reading.shape))
-            trailing = vectors.smallest(layer.target.name, count)
+            left_out = num_left_out(min(layer.reading.shape))  # the next one is what is read
+            trailing = vectors.smallest(layer.target.name, left_out + 1)
             norm = _norm(weight)
             largest = torch.full_like(norm, layer.reading.spectral_norm)
             update = condition_update(trailing, largest, layer.state.bands[1].ceiling)
             self._take(layer, weight, update, norm, rate, state.strength * num_steps)
         return True
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """States of the generators by device."""
-        return {str(device): g.get_state() for device, g in self._generators.items()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue the generators of the devices that are there."""
-        for name, saved in state.items():
-            self._generator(torch.device(name)).set_state(saved)
 
     def _update_of(self, layer: Layer, vectors: VectorCache, norm: Tensor) -> SpectralUpdate:
         """Update that brings the stable rank of a layer back into its band."""
@@ -118,17 +108,17 @@ class Stepper:
             norm,
             fraction=fraction,
             max_relative_step=self._max_relative_step,
-            generator=self._generator(weight.device),
+            generator=_generator(layer, weight.device),
         )
         layer.add_applied(size)
-
-    def _generator(self, device: torch.device) -> torch.Generator:
-        """Generator of the stochastic rounding on a device; the same on all ranks."""
-        if device not in self._generators:
-            self._generators[device] = torch.Generator(device).manual_seed(0)
-        return self._generators[device]
 
 
 def _norm(weight: Tensor) -> Tensor:
     dtype = torch.promote_types(weight.dtype, torch.float32)
     return torch.linalg.vector_norm(weight, dtype=dtype)
+
+
+def _generator(layer: Layer, device: torch.device) -> torch.Generator:
+    """Generator of one step's stochastic rounding: another each time, and equal on all ranks."""
+    seed = zlib.crc32(f"{layer.target.name}/{layer.num_interventions}".encode())
+    return torch.Generator(device).manual_seed(seed)

@@ -17,33 +17,35 @@ class StepSizes:
     """
 
     def __init__(self) -> None:
-        self._groups: dict[int, tuple[int, int]] = {}
-        self._rates: dict[tuple[int, int], float | Tensor] = {}
+        self._optimizers: list[Optimizer] = []
+        self._rates: dict[int, float | Tensor] = {}
         self._handles: list[Any] = []
 
     def watch(self, optimizers: Iterable[Optimizer]) -> None:
         """Follow the steps of some optimizers from now on."""
         self.close()
-        for optimizer in optimizers:
-            for index, group in enumerate(optimizer.param_groups):
-                for parameter in group["params"]:
-                    self._groups[id(parameter)] = (id(optimizer), index)
-            self._handles.append(optimizer.register_step_post_hook(self._stepped))
+        self._optimizers = list(optimizers)
+        self._handles = [o.register_step_post_hook(self._stepped) for o in self._optimizers]
 
     def close(self) -> None:
         """Leave the optimizers alone."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self._groups, self._rates = [], {}, {}
+        self._handles, self._optimizers, self._rates = [], [], {}
 
     def of(self, parameter: nn.Parameter) -> float | Tensor | None:
         """Learning rate of a parameter's last step; None if it was not stepped since `clear`."""
-        key = self._groups.get(id(parameter))
-        return None if key is None else self._rates.get(key)
+        return self._rates.get(id(parameter))
 
-    def knows(self, parameter: nn.Parameter) -> bool:
-        """Whether any of the optimizers trains the parameter."""
-        return id(parameter) in self._groups
+    def why_not(self, parameter: nn.Parameter) -> str | None:
+        """Why no optimizer will step a parameter at a known rate; None if one will."""
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                if any(own is parameter for own in group["params"]):
+                    if group["lr"] is None:
+                        return "is trained by an optimizer without a learning rate"
+                    return None
+        return "is trained by no optimizer"
 
     def clear(self) -> None:
         """Forget the steps taken so far."""
@@ -51,10 +53,12 @@ class StepSizes:
 
     def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         skipped = getattr(optimizer, "found_inf", None)
-        for index, group in enumerate(optimizer.param_groups):
+        for group in optimizer.param_groups:
             rate = group["lr"]
+            if rate is None:
+                continue
             if isinstance(rate, Tensor):
                 rate = rate.detach().clone()
             if skipped is not None:
                 rate = torch.where(skipped > 0, torch.zeros_like(skipped), rate)
-            self._rates[id(optimizer), index] = rate
+            self._rates.update({id(p): rate for p in group["params"] if p.grad is not None})

@@ -168,10 +168,9 @@ class SpectralTrainerCallback(TrainerCallback):
 
     def _restore(self, args: TrainingArguments, state: TrainerState) -> None:
         """Give the callbacks the state they had at the step that the Trainer resumes at."""
-        folders = [
-            *(f for f in (self.resume_from, args.resume_from_checkpoint) if f is not None),
-            _checkpoint_folder(args, state),
-        ]
+        given = (self.resume_from, args.resume_from_checkpoint)
+        folders = [folder for folder in given if isinstance(folder, str | Path)]  # not True
+        folders.append(_checkpoint_folder(args, state))
         for path in (Path(folder) / STATE_FILE for folder in folders):
             saved: dict[str, Any] = torch.load(path, weights_only=True) if path.is_file() else {}
             if saved.get("step") == state.global_step:

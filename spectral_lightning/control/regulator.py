@@ -45,11 +45,17 @@ class RegulatorState:
     """Memory of one layer's regulator; plain numbers, so that a checkpoint holds it as it is."""
 
     bands: tuple[Band, Band] | None = None
-    """Bands of stable rank and condition number; None while calibrating."""
+    """Bands of stable rank and condition number in force; None while calibrating."""
+    calibrated: tuple[Band, Band] | None = None
+    """Bands that the window gave; None while calibrating, and for static ones."""
+    drift: tuple[float, float] = (0.0, 0.0)
+    """How far, in natural logarithms, those have followed the layer since."""
     rank: ThermostatState = field(default_factory=ThermostatState)
     """Thermostat of the stable rank."""
     condition: ThermostatState = field(default_factory=ThermostatState)
     """Thermostat of the condition number."""
+    window_start: int | None = None
+    """Optimizer step of the first reading in the window."""
     window: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
     """Stable ranks and condition numbers seen while calibrating."""
     healthy_norm: float | None = None
@@ -62,12 +68,18 @@ class RegulatorState:
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> "RegulatorState":
         """State from what `to_dict` returned, also after a round trip through JSON."""
-        bands, window = state["bands"], state["window"]
+        pairs = {name: state[name] for name in ("bands", "calibrated")}
+        bands = {
+            name: None if pair is None else (Band(**pair[0]), Band(**pair[1]))
+            for name, pair in pairs.items()
+        }
         return cls(
-            bands=None if bands is None else (Band(**bands[0]), Band(**bands[1])),
+            **bands,
+            drift=(state["drift"][0], state["drift"][1]),
             rank=ThermostatState(**state["rank"]),
             condition=ThermostatState(**state["condition"]),
-            window=(tuple(window[0]), tuple(window[1])),
+            window_start=state["window_start"],
+            window=(tuple(state["window"][0]), tuple(state["window"][1])),
             healthy_norm=state["healthy_norm"],
         )
 
@@ -76,10 +88,12 @@ class RegulatorState:
 class Regulator:
     """Rule by which every layer is regulated; the memory is the layer's own.
 
-    With ``calibration="window"``, the readings of steps ``first_step <= step < first_step +
-    num_steps`` give each layer its bands, which then follow its readings slowly while it is inside
-    them. With ``"static"``, the bands are `floor` to `ceiling` and up to `condition_ceiling` from
-    the first reading on. A bound that is given replaces the calibrated one.
+    With ``calibration="window"``, the readings of `num_steps` steps give each layer its bands,
+    beginning with its first reading at or after `first_step`. Bands then follow a layer that is
+    inside them, slowly, and no farther than the factor `window.ratio` either way: so a slow
+    collapse is stopped there. With ``"static"``, the bands are `floor` to `ceiling` and up to
+    `condition_ceiling` from the first reading on. A bound that is given replaces the calibrated
+    one.
 
     The thermostat of the stable rank looks at its excess over 1, the energy outside the leading
     direction over that inside it: the stable rank itself cannot tell a spike of 3 times the
@@ -101,6 +115,8 @@ class Regulator:
     """Largest healthy relative stable rank; None for the calibrated one."""
     condition_ceiling: float | None = None
     """Largest healthy condition number; None for the calibrated one."""
+    two_sided: bool = True
+    """Whether a calibrated band of the stable rank has a ceiling too."""
     memory: float = 2000.0
     """Readings in which a calibrated band follows a layer that is inside it, by a factor e."""
     window: CalibrationWindow = field(default_factory=CalibrationWindow)
@@ -158,25 +174,50 @@ class Regulator:
             state = self._followed(state, reading)
         return state, LayerVerdict(verdict, condition_verdict)
 
+    def adopted(self, state: RegulatorState) -> RegulatorState:
+        """State that was saved under other settings, with the bands of these.
+
+        Static bands come from the settings, calibrated ones stay but for the bounds that are given;
+        a layer that was never calibrated begins to be.
+        """
+        if state.bands is None:
+            return state
+        if self.calibration == "static":
+            return replace(state, bands=self._static(), calibrated=None)
+        if state.calibrated is None:
+            return replace(state, bands=None, window_start=None, window=((), ()))
+        return replace(state, bands=self._in_force(state.calibrated, state.drift))
+
     def _calibrated(
         self, state: RegulatorState, step: int, reading: LayerReading
     ) -> RegulatorState:
         if self.calibration == "static":
-            assert self.floor is not None
-            bands = static_band(1.0, ratio=self.floor), Band()
-            return replace(state, bands=self._with_given(bands))
+            return replace(state, bands=self._static())
+        if step < self.first_step:
+            return state
+        start = step if state.window_start is None else state.window_start
         ranks, conditions = state.window
-        if self.first_step <= step < self.first_step + self.num_steps:
-            ranks = (*ranks, reading.stable_rank)
+        band = self.window.band(ranks)
+        if step < start + self.num_steps or band is None:  # a layer that fails goes on waiting
+            ranks = (*ranks, reading.stable_rank) if reading.stable_rank > 0 else ranks
             if reading.condition_number is not None:
                 conditions = (*conditions, reading.condition_number)
-            return replace(state, window=(ranks, conditions))
-        band = self.window.band(ranks)
-        if step < self.first_step or band is None:
-            return state  # a layer without a usable reading in the window goes on waiting
-        ceiling = (self.window.band(conditions) or Band()).ceiling
-        bands = self._with_given((band, Band(ceiling=ceiling)))
-        return replace(state, bands=bands, window=((), ()))
+            return replace(state, window_start=start, window=(ranks, conditions))
+        calibrated = (band, self.window.band(conditions) or Band())
+        bands = self._in_force(calibrated, (0.0, 0.0))
+        return replace(state, bands=bands, calibrated=calibrated, window=((), ()))
+
+    def _static(self) -> tuple[Band, Band]:
+        assert self.floor is not None
+        return self._with_given((static_band(1.0, ratio=self.floor), Band()))
+
+    def _in_force(
+        self, calibrated: tuple[Band, Band], drift: tuple[float, float]
+    ) -> tuple[Band, Band]:
+        rank, condition = (_shifted(*pair) for pair in zip(calibrated, drift, strict=True))
+        ceiling = rank.ceiling if self.two_sided else math.inf
+        rank = Band(floor=rank.floor, ceiling=ceiling)
+        return self._with_given((rank, Band(ceiling=condition.ceiling)))
 
     def _with_given(self, bands: tuple[Band, Band]) -> tuple[Band, Band]:
         """Bands with the bounds that the user has given; a calibrated one in conflict goes."""
@@ -193,18 +234,34 @@ class Regulator:
         return rank, condition
 
     def _followed(self, state: RegulatorState, reading: LayerReading) -> RegulatorState:
-        """State after a healthy reading: its norm, and the band a little nearer to it."""
+        """State after a healthy reading: its norm, and the bands a little nearer to it."""
         norm, old = reading.frobenius_norm, state.healthy_norm
         norm = norm if old is None else old + (norm - old) / 20
-        state = replace(state, healthy_norm=norm)
-        assert state.bands is not None
-        rank, condition = state.bands
-        if self.calibration == "static" or math.isinf(rank.ceiling) or not rank.floor > 0:
-            return state
-        centre = (math.log(rank.floor) + math.log(rank.ceiling)) / 2
-        factor = math.exp((math.log(max(reading.stable_rank, 1e-12)) - centre) / self.memory)
-        moved = Band(floor=rank.floor * factor, ceiling=rank.ceiling * factor)
-        return replace(state, bands=self._with_given((moved, condition)))
+        if state.calibrated is None:
+            return replace(state, healthy_norm=norm)
+        log_condition = None if state.condition.side else state.condition.smoothed
+        logs = (math.log(max(reading.stable_rank, 1e-12)), log_condition)
+        drift = (
+            self._drifted(state.calibrated[0], state.drift[0], logs[0]),
+            self._drifted(state.calibrated[1], state.drift[1], logs[1]),
+        )
+        bands = self._in_force(state.calibrated, drift)
+        return replace(state, healthy_norm=norm, drift=drift, bands=bands)
+
+    def _drifted(self, calibrated: Band, drift: float, log_value: float | None) -> float:
+        """Drift of a band a little nearer to a healthy reading."""
+        floor, ceiling = calibrated.floor, calibrated.ceiling
+        if log_value is None or math.isinf(ceiling) or not floor > 0:
+            return drift
+        centre = (math.log(floor) + math.log(ceiling)) / 2
+        farthest = -math.log(self.window.ratio)
+        drift += (log_value - centre - drift) / self.memory
+        return min(max(drift, -farthest), farthest)
+
+
+def _shifted(band: Band, drift: float) -> Band:
+    factor = math.exp(drift)
+    return Band(floor=band.floor * factor, ceiling=band.ceiling * factor)
 
 
 def _excess(reading: LayerReading) -> float:

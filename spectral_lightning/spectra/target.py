@@ -74,13 +74,20 @@ class Target:
         make the same edit.
         """
         tensor = self.stored()
-        if not isinstance(tensor, DTensor):
+        if isinstance(tensor, DTensor):
+            whole = tensor.full_tensor()
+            yield self._part_of(whole)
+            edited = distribute_tensor(
+                whole, tensor.device_mesh, tensor.placements, src_data_rank=None
+            )
+            tensor.to_local().copy_(edited.to_local())
+        elif tensor.device.type == "mps" or not tensor.is_contiguous():  # as in channels_last
+            whole = tensor.cpu() if tensor.device.type == "mps" else tensor
+            whole = whole.clone(memory_format=torch.contiguous_format)
+            yield self._part_of(whole)
+            tensor.copy_(whole)
+        else:
             yield self._part_of(tensor)
-            return
-        whole = tensor.full_tensor()
-        yield self._part_of(whole)
-        edited = distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None)
-        tensor.to_local().copy_(edited.to_local())
 
     def _part_of(self, tensor: Tensor) -> Tensor:
         """View of the target's matrix in the whole tensor."""
@@ -102,12 +109,8 @@ class Target:
 
     @property
     def parameter(self) -> nn.Parameter | None:
-        """Parameter that `editing` edits; None where the weight is computed or copied."""
-        own = self.module._parameters.get(self.attribute)
-        if own is None or isinstance(own, DTensor):
-            return own
-        shares = self.matrix().untyped_storage().data_ptr() == own.untyped_storage().data_ptr()
-        return own if shares else None
+        """Parameter that `editing` edits; None where the weight is computed from others."""
+        return self.module._parameters.get(self.attribute)
 
     @property
     def trainable(self) -> bool:
