@@ -102,7 +102,7 @@ def experiment(options: argparse.Namespace, folder: Path) -> dict[str, dict[str,
     regulator = Regulator(first_step=50, num_steps=options.steps - 100)
     path = folder / "trained.ckpt"
 
-    def assr(actuator: Actuator = "spectral_cap") -> ASSR:
+    def assr(actuator: Actuator = "log_stable_rank") -> ASSR:
         settings = {"strength": V15_STRENGTH} if actuator == "legacy_l2" else {}
         rule = replace(regulator, thermostat=Thermostat(**settings))
         return ASSR(actuator=actuator, regulator=rule, table_rows=0)

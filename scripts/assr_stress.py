@@ -42,6 +42,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "decay + clip + spectral_cap": DECAYED | {"actuator": "spectral_cap"},
     "decay + clip + log_stable_rank": DECAYED | {"actuator": "log_stable_rank"},
     "spectral_cap": {"actuator": "spectral_cap"},
+    "decay + clip + spectral_cap, window": DECAYED | {"actuator": "spectral_cap", "window": True},
+    "decay + clip + log_stable_rank, window": DECAYED
+    | {"actuator": "log_stable_rank", "window": True},
 }
 
 
@@ -128,6 +131,8 @@ def thermostat_of(arm: dict[str, Any], options: argparse.Namespace) -> ASSR:
     thermostat = Thermostat() if strength is None else Thermostat(strength=strength)
     layers = (Llama if options.model == "llama" else SmallGPT).layers
     regulator = Regulator(calibration="static", floor=options.floor, thermostat=thermostat)
+    if arm.get("window", False):
+        regulator = Regulator(first_step=WARM_UP, num_steps=2 * WARM_UP, thermostat=thermostat)
     return ASSR(
         layers,
         arm["actuator"],

@@ -46,10 +46,10 @@ class ASSR(SpectralCallback):
 
     Args:
         layers: Glob, or several, over layer names such as ``"model.blocks.*.mlp.*"``.
-        actuator: ``"spectral_cap"`` lowers only the singular values that are too large;
-            ``"log_stable_rank"`` climbs the gradient of the stable rank, and can lower it too;
+        actuator: ``"log_stable_rank"`` climbs the gradient of the stable rank, and can lower it
+            too; ``"spectral_cap"`` lowers only the singular values that are too large;
             ``"legacy_l2"`` shrinks the whole weight as ASSR v1.5 did, which moves neither reading.
-            Chosen by scripts/assr_stress.py.
+            The default is what did best in scripts/assr_stress.py.
         regulator: Bands, their calibration, and the thermostat; None for ``Regulator()``.
         max_relative_step: Largest ``||step||_F / ||W||_F`` of one step, in (0, 1]; with the default
             a spike of 10 times the spectral norm is gone within 200 steps
@@ -82,7 +82,7 @@ class ASSR(SpectralCallback):
     def __init__(
         self,
         layers: str | list[str] = "*",
-        actuator: Actuator = "spectral_cap",
+        actuator: Actuator = "log_stable_rank",
         regulator: Regulator | None = None,
         max_relative_step: float = 0.05,
         num_vectors: int = 8,

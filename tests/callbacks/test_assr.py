@@ -422,7 +422,7 @@ def test_a_wrong_argument_is_refused_at_construction(arguments, sentence):
 
 def test_settings_that_cannot_work_together_are_refused():
     with pytest.raises(ValueError, match="`ceiling` needs an actuator that can lower"):
-        ASSR(regulator=static(0.1, ceiling=2.0))
+        ASSR(actuator="spectral_cap", regulator=static(0.1, ceiling=2.0))
     with pytest.raises(ValueError, match="`condition_ceiling` needs exact spectra"):
         ASSR(regulator=static(0.1, condition_ceiling=10.0), spectrum_every_n_steps=None)
     with pytest.raises(ValueError, match=r"`floor` must be below `ceiling`, got 0.5 and 0.1"):
