@@ -43,7 +43,8 @@ def spectral_cap_update(
     singular values, and so the bulk, as they are. The cap ``tau`` solves
     ``(sum_{i > j} sigma_i^2 + j tau^2) / tau^2 = floor`` for the number ``j`` of capped values, so
     that the whole update lands on the floor if the ``k`` given values include all above the cap;
-    otherwise it goes part of the way, never past it (`cap_of`).
+    otherwise it goes part of the way, never past it (`cap_of`), and close values take turns: one
+    that is not given may stay the largest while others are lowered.
 
     Args:
         triplets: Leading ``k`` triplets, descending.
