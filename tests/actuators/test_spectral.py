@@ -127,6 +127,17 @@ def test_the_log_stable_rank_step_is_the_gradient_of_autograd():
     assert (update * leaf.grad).sum().item() == pytest.approx(math.log(3.0 / stable_rank(weight)))
 
 
+def test_the_cap_is_the_gradient_of_the_spectral_hinge_of_autograd():
+    weight, floor = build(TWO_SPIKES), 3.0
+    leaf, tau = (
+        weight.clone().requires_grad_(),
+        cap_of(torch.linalg.svdvals(weight), weight.norm(), 3.0),
+    )
+    (0.5 * (torch.linalg.svdvals(leaf) - tau).clamp_min(0).square().sum()).backward()
+    update = dense(weight, spectral_cap_update(triplets(weight, 4), weight.norm(), floor))
+    torch.testing.assert_close(update, -leaf.grad, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("values", [SPIKED, TWO_SPIKES])
 @pytest.mark.parametrize("keeps_norm", [True, False])
 def test_small_log_stable_rank_steps_reach_the_floor_by_equal_parts(values, keeps_norm):
