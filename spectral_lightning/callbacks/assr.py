@@ -55,7 +55,7 @@ class ASSR(SpectralCallback):
             a spike of 10 times the spectral norm is gone within 200 steps
             (scripts/assr_healing.py).
         num_vectors: Singular directions that a step acts on, at least 1; computed only in layers
-            that are acted on. With 8, runs end as with all (scripts/assr_stress.py).
+            that are acted on. Set by hand (`--num_vectors` of scripts/assr_stress.py tries others).
         sample_ratio: Fraction of the layers looked at in a step, in (0, 1]. Less than 1 saves
             nothing, as all are measured; drawn privately, the same on all ranks.
         every_n_steps: Optimizer steps between two readings, at least 1.
