@@ -1,6 +1,5 @@
 """ASSR: a thermostat that keeps the spectrum of every weight matrix in its healthy range."""
 
-import random
 import sys
 from dataclasses import replace
 from typing import Any, get_args
@@ -14,19 +13,21 @@ from typing_extensions import override
 from spectral_lightning.callbacks.assr_layer import (
     Counts,
     Layer,
+    check_kinds,
     has_failed,
     kept_waiting,
+    sampled,
     sensors,
     shared_layers,
     why_left_alone,
 )
-from spectral_lightning.callbacks.assr_messages import ZERO, Messages
+from spectral_lightning.callbacks.assr_messages import Messages, what_is_odd
 from spectral_lightning.callbacks.assr_steps import Actuator, Stepper
-from spectral_lightning.callbacks.base import SpectralCallback, num_batches
+from spectral_lightning.callbacks.base import SpectralCallback, log_interval, num_batches
 from spectral_lightning.callbacks.step_sizes import StepSizes
 from spectral_lightning.control import Regulator, ThermostatVerdict
-from spectral_lightning.dashboards import Interventions, interventions_table
-from spectral_lightning.spectra import Target
+from spectral_lightning.dashboards import Interventions, interventions_scalars, interventions_table
+from spectral_lightning.spectra import Target, is_due
 
 
 class ASSR(SpectralCallback):
@@ -67,6 +68,7 @@ class ASSR(SpectralCallback):
         table_rows: Layers in the table printed at the end of fit; 0 for no table.
 
     Raises:
+        TypeError: If `layers` are no globs, or `regulator` is no `Regulator`.
         ValueError: If an argument is out of its range, or the actuator cannot do what the bands
             ask for.
 
@@ -110,21 +112,14 @@ class ASSR(SpectralCallback):
         self._idle: dict[str, Target] = {}
         self._saved: dict[str, Any] | None = None
         self._sizes = StepSizes()
-        self._stepper = self._new_stepper()
+        hysteresis = self.regulator.thermostat.hysteresis
+        self._stepper = Stepper(actuator, num_vectors, max_relative_step, hysteresis)
         self._counts = Counts()
         self._messages = Messages()
+        self._logged = 0
 
     def _check(self) -> None:
-        if not isinstance(self.layers, str | list | tuple):
-            raise TypeError(
-                f"`layers` must be one or more globs, got {self.layers!r}; settings of ASSR v1.5 go"
-                " into `legacy_assr(config)`."
-            )
-        if not isinstance(self.regulator, Regulator):
-            raise TypeError(
-                f"`regulator` must be a Regulator, got {self.regulator!r}; settings of ASSR v1.5"
-                " have one by `config.regulator()`."
-            )
+        check_kinds(self.layers, self.regulator)
         if self.actuator not in get_args(Actuator):
             raise ValueError(
                 f"`actuator` must be one of {', '.join(get_args(Actuator))}, got {self.actuator!r}."
@@ -146,10 +141,6 @@ class ASSR(SpectralCallback):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"`{name}` must be >= {least}, got {value}.")
-
-    def _new_stepper(self) -> Stepper:
-        hysteresis = self.regulator.thermostat.hysteresis
-        return Stepper(self.actuator, self.num_vectors, self.max_relative_step, hysteresis)
 
     @property
     def interventions(self) -> dict[str, Interventions]:
@@ -174,12 +165,12 @@ class ASSR(SpectralCallback):
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._layers, self._saved, self._messages = {}, None, Messages()
-            self._stepper = self._new_stepper()
             self.reset_assr_stats()
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        self._logged = trainer.global_step
         self._sizes.watch(trainer.optimizers)
         self._layers, self._idle = {}, {}
         for name in self.names:
@@ -199,21 +190,17 @@ class ASSR(SpectralCallback):
     def on_readings(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         self._take_up()
         waiting = [layer for layer in self._layers.values() if layer.state.bands is None]
+        spectrum_is_due = is_due(self.spectrum_every_n_steps, step, self._acted)
         odd: dict[str, list[str]] = {}
-        for name in self._sampled(step):
+        for name in sampled(self._layers, self.sample_ratio, step):
             layer, reading = self._layers[name], self.spectra[name]
             layer.reading = reading
-            seen = sensors(reading, self.spectrum_every_n_steps)
+            seen = sensors(reading, spectrum_is_due=spectrum_is_due)
             layer.state, verdict = self._rule.update(layer.state, step, seen)
             layer.verdict = kept_waiting(layer.verdict, verdict)
-            failed = has_failed(reading)
-            layer.num_skipped += failed
-            if failed:
-                odd.setdefault(f"skipped, as {reading.failure}", []).append(name)
-            elif reading.failure is not None and not failed:
-                odd.setdefault(ZERO, []).append(name)
-            elif layer.state.rank.side < 0 and layer.is_rank_one:
-                odd.setdefault("exactly of rank one, and no step can revive it", []).append(name)
+            layer.num_skipped += has_failed(reading)
+            if (what := what_is_odd(layer, reading)) is not None:
+                odd.setdefault(what, []).append(name)
         self._messages.odd(odd, step)
         new = [layer for layer in waiting if layer.state.bands is not None]
         still = [layer for layer in waiting if layer.state.bands is None and layer.is_readable]
@@ -234,9 +221,8 @@ class ASSR(SpectralCallback):
         self._counts.steps += 1
         self._counts.steps_acted += acted
         self._sizes.clear()
-        own = self.log_every_n_steps
-        interval = trainer.log_every_n_steps if own is None else own  # type: ignore[attr-defined]
-        if trainer.global_step % interval == 0:
+        if is_due(log_interval(trainer, self.log_every_n_steps), trainer.global_step, self._logged):
+            self._logged = trainer.global_step
             self._log(trainer)
 
     @override
@@ -261,7 +247,6 @@ class ASSR(SpectralCallback):
             **super().state_dict(),
             "layers": {name: layer.state_dict() for name, layer in self._layers.items()},
             "counts": self._counts.state_dict(),
-            "calibration": self.regulator.calibration,
             "said": sorted(self._messages.said),
         }
 
@@ -287,16 +272,6 @@ class ASSR(SpectralCallback):
                 self._layers[name] = Layer(self._idle.pop(name))
                 rank_zero_info(f"ASSR: {name} is trained from now on, and regulated.")
 
-    def _sampled(self, step: int) -> list[str]:
-        """Layers to look at after a step; drawn from the step alone, so the same on all ranks."""
-        names = list(self._layers)
-        if self.sample_ratio == 1:
-            return names
-        for layer in self._layers.values():
-            layer.verdict = None
-        count = max(1, int(self.sample_ratio * len(names)))
-        return random.Random(step).sample(names, min(count, len(names)))
-
     def _act(self, layer: Layer, rate: float | Tensor) -> bool:
         """Carry out the verdict on a layer; whether a step was taken."""
         assert layer.verdict is not None
@@ -317,8 +292,6 @@ class ASSR(SpectralCallback):
         if not trainer.loggers or not self._layers:
             return
         values: dict[str, float] = {"assr/steps_acted": self._counts.steps_acted}
-        for name, done in self.interventions.items():
-            for measure in ("severity", "strength", "side", "num_interventions", "applied"):
-                values[f"assr/{measure}/{name}"] = getattr(done, measure)
+        values |= interventions_scalars(self.interventions.values())
         for logger in trainer.loggers:
             logger.log_metrics(values, step=num_batches(trainer))

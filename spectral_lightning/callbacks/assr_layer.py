@@ -1,7 +1,8 @@
 """What ASSR keeps of a layer, and the counts that sum up a run."""
 
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from spectral_lightning.callbacks.step_sizes import StepSizes
 from spectral_lightning.control import (
     LayerReading,
     LayerVerdict,
+    Regulator,
     RegulatorState,
     ThermostatVerdict,
 )
@@ -160,21 +162,31 @@ class Counts:
             setattr(self, part.name, state[part.name])
 
 
-def sensors(reading: Reading, spectrum_every_n_steps: int | None) -> LayerReading:
+def sensors(reading: Reading, *, spectrum_is_due: bool) -> LayerReading:
     """What a regulator looks at; NaN for what could not be measured.
 
     Spectra that others asked for in between are passed over: decisions do not depend on them.
     """
     if reading.failure is not None:
         return LayerReading(math.nan, 1.0, math.nan)
-    every, at = spectrum_every_n_steps, reading.spectrum_step
-    fresh = every is not None and at == reading.step and at % every == 0
+    fresh = spectrum_is_due and reading.spectrum_step == reading.step
     return LayerReading(
         reading.relative_stable_rank,
         reading.stable_rank / reading.relative_stable_rank,
         reading.frobenius_norm,
         _quantile_condition(reading.values) if fresh and reading.values else None,
     )
+
+
+def sampled(layers: Mapping[str, Layer], ratio: float, step: int) -> list[str]:
+    """Layers to look at after a step; drawn from the step alone, so the same on all ranks."""
+    names = list(layers)
+    if ratio == 1:
+        return names
+    for layer in layers.values():
+        layer.verdict = None
+    count = max(1, int(ratio * len(names)))
+    return random.Random(step).sample(names, min(count, len(names)))
 
 
 def kept_waiting(old: LayerVerdict | None, new: LayerVerdict | None) -> LayerVerdict | None:
@@ -225,3 +237,21 @@ def shared_layers(saved: set[str], present: set[str]) -> set[str]:
                 " checkpoint was written; new ones are calibrated from here on."
             )
     return saved & present
+
+
+def check_kinds(layers: object, regulator: object) -> None:
+    """Refuse settings of another kind, such as those of ASSR v1.5.
+
+    Raises:
+        TypeError: If `layers` are no globs, or `regulator` is no `Regulator`.
+    """
+    if not isinstance(layers, str | list | tuple):
+        raise TypeError(
+            f"`layers` must be one or more globs, got {layers!r}; settings of ASSR v1.5 go into"
+            " `legacy_assr(config)`."
+        )
+    if not isinstance(regulator, Regulator):
+        raise TypeError(
+            f"`regulator` must be a Regulator, got {regulator!r}; settings of ASSR v1.5 have one by"
+            " `config.regulator()`."
+        )

@@ -5,14 +5,25 @@ from collections.abc import Mapping
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from spectral_lightning.callbacks.assr_layer import Layer
+from spectral_lightning.callbacks.assr_layer import Layer, has_failed
 from spectral_lightning.control import Regulator, is_calm
+from spectral_lightning.spectra import Reading
 from spectral_lightning.spectra.names import some_names
 
 _MAX_DUTY = 0.05  # of the layers may be outside their bands after calibration (ASSR design)
 _HALF = (torch.bfloat16, torch.float16)
 
 ZERO = "zero, and left alone until training moves it"
+
+
+def what_is_odd(layer: Layer, reading: Reading) -> str | None:
+    """What keeps a layer from being regulated after a reading; None for nothing."""
+    if has_failed(reading):
+        return f"skipped, as {reading.failure}"
+    if reading.failure is not None:
+        return ZERO
+    hopeless = layer.state.rank.side < 0 and layer.is_rank_one
+    return "exactly of rank one, and no step can revive it" if hopeless else None
 
 
 class Messages:

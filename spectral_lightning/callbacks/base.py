@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
-from spectral_lightning.spectra import Need, SpectrumCache, find_targets
+from spectral_lightning.spectra import Need, SpectrumCache, find_targets, is_due
 
 _CACHES: WeakKeyDictionary[Any, SpectrumCache] = WeakKeyDictionary()
 
@@ -22,7 +22,8 @@ class SpectralCallback(pl.Callback):
     Finds the layers when the model is complete, joins what it needs to the Trainer's one shared
     cache, and calls `on_readings` once for each optimizer step that is due, whatever the gradient
     accumulation, also after a resume. Readings arrive after the *next* optimizer step, on every
-    device (`SpectrumCache`), so that the training step never waits for them.
+    device (`SpectrumCache`), so that the training step never waits for them. Several optimizer
+    steps in one batch, as in manual optimization, are followed by one reading.
 
     Args:
         layers: Glob, or several, over layer names such as ``"model.blocks.*.mlp.*"``.
@@ -89,7 +90,7 @@ class SpectralCallback(pl.Callback):
         """
 
     def on_weights(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Change weights: called once per optimizer step, in the weights phase, after readings.
+        """Change weights: called once per batch that stepped, in the weights phase, after readings.
 
         Args:
             trainer: Trainer; `trainer.global_step` steps are done.
@@ -138,9 +139,9 @@ class SpectralCallback(pl.Callback):
         self._claimed = step
         self.spectra.measure(step)
         arrived = self.spectra.delivered_step
-        if arrived is not None and self._is_due(arrived) and arrived != self._acted:
-            self._acted = arrived
+        if arrived is not None and self._is_due(arrived):
             self.on_readings(trainer, pl_module, arrived)
+            self._acted = arrived
         self.on_weights(trainer, pl_module)
 
     @override
@@ -161,13 +162,19 @@ class SpectralCallback(pl.Callback):
         self._saved_cache = state_dict.get("spectra")
 
     def _is_due(self, step: int) -> bool:
-        return any(step % need.every_n_steps == 0 for need in self._needs(frozenset()))
+        needs = self._needs(frozenset())
+        return any(is_due(need.every_n_steps, step, self._acted) for need in needs)
 
     def _needs(self, names: frozenset[str]) -> list[Need]:
         """Spectral norms at their interval, and again with each exact spectrum."""
         slow = self.spectrum_every_n_steps
         needs = [Need(names=names, every_n_steps=self.every_n_steps, spectrum_every_n_steps=slow)]
         return needs if slow is None else [*needs, Need(names=names, every_n_steps=slow)]
+
+
+def log_interval(trainer: pl.Trainer, own: int | None) -> int:
+    """Optimizer steps between two entries in loggers: a callback's own number, or the Trainer's."""
+    return trainer.log_every_n_steps if own is None else own  # type: ignore[attr-defined]
 
 
 def num_batches(trainer: pl.Trainer) -> int:

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.console import Console
 from typing_extensions import override
 
-from spectral_lightning.callbacks.base import SpectralCallback, num_batches
+from spectral_lightning.callbacks.base import SpectralCallback, log_interval, num_batches
 from spectral_lightning.dashboards import (
     MEASURES,
     worst_layers_table,
@@ -20,7 +20,7 @@ from spectral_lightning.dashboards import (
     write_histograms,
     write_layout,
 )
-from spectral_lightning.spectra import HeatMapMeasure, HistoryWriter, Reading
+from spectral_lightning.spectra import HeatMapMeasure, HistoryWriter, Reading, is_due
 
 _NUM_NAMED = 3  # layers that a warning names
 
@@ -190,10 +190,8 @@ class SpectralMonitor(SpectralCallback):
         self._measured = set(state_dict["measured"])
 
     def _is_logged(self, trainer: pl.Trainer, step: int) -> bool:
-        own = self.log_every_n_steps
-        interval = trainer.log_every_n_steps if own is None else own  # type: ignore[attr-defined]
-        intervals = [interval, self.spectrum_every_n_steps or 0]
-        return self._logged is None or any(every and step % every == 0 for every in intervals)
+        intervals = (log_interval(trainer, self.log_every_n_steps), self.spectrum_every_n_steps)
+        return self._logged is None or any(is_due(n, step, self._logged) for n in intervals)
 
     def _log(self, trainer: pl.Trainer, step: int) -> None:
         """Write the delivered readings to the history, loggers and TensorBoard."""

@@ -1,7 +1,11 @@
 """How spectra are seen: TensorBoard, figures and a table for the terminal."""
 
 from spectral_lightning.dashboards.figures import heat_map, spectrum_figure
-from spectral_lightning.dashboards.interventions import Interventions, interventions_table
+from spectral_lightning.dashboards.interventions import (
+    Interventions,
+    interventions_scalars,
+    interventions_table,
+)
 from spectral_lightning.dashboards.table import worst_layers_table
 from spectral_lightning.dashboards.tensorboard import (
     MEASURES,
@@ -14,6 +18,7 @@ __all__ = [
     "MEASURES",
     "Interventions",
     "heat_map",
+    "interventions_scalars",
     "interventions_table",
     "spectrum_figure",
     "worst_layers_table",

@@ -1,13 +1,12 @@
 """What was done to the layers, as a table for the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from spectral_lightning.dashboards.table import LayerName
+from spectral_lightning.dashboards.table import LayerName, plain_table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,18 +54,8 @@ def interventions_table(layers: Sequence[Interventions], num_rows: int = 10) -> 
         (layer for layer in layers if layer.num_interventions or layer.num_skipped),
         key=lambda layer: (-layer.applied, -layer.num_skipped),
     )
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title="What ASSR did",
-        title_justify="left",
-        caption_justify="left",
-        show_edge=False,
-        pad_edge=False,
-        padding=0,
-    )
-    table.add_column("layer")
-    for header in ("rel. stable\nrank", "floor", "steps\ntaken", "total step\n/ norm", "state"):
-        table.add_column(header, justify="right", no_wrap=True)
+    headers = ("rel. stable\nrank", "floor", "steps\ntaken", "total step\n/ norm", "state")
+    table = plain_table("What ASSR did", headers)
     for layer in touched[:num_rows]:
         table.add_row(
             LayerName(layer.name),
@@ -84,6 +73,12 @@ def interventions_table(layers: Sequence[Interventions], num_rows: int = 10) -> 
         f" alone; {failed} could not be measured at times.{more}"
     )
     return table
+
+
+def interventions_scalars(layers: Iterable[Interventions]) -> dict[str, float]:
+    """Return what loggers show of each layer, as ``assr/<measure>/<layer>``."""
+    measures = ("severity", "strength", "side", "num_interventions", "applied")
+    return {f"assr/{m}/{layer.name}": getattr(layer, m) for layer in layers for m in measures}
 
 
 def _number(value: float | None) -> str:

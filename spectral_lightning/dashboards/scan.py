@@ -5,11 +5,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from spectral_lightning.dashboards.table import LayerName, compact
+from spectral_lightning.dashboards.table import LayerName, compact, plain_table
 from spectral_lightning.spectra.names import some_names
 from spectral_lightning.spectra.scan import ScannedLayer, ScanReport, ScanStatus
 
@@ -103,19 +102,8 @@ def scan_table(
     Returns:
         Table with a caption that counts all layers and names what was skipped, and why.
     """
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title=title,
-        title_justify="left",
-        caption_justify="left",
-        show_edge=False,
-        pad_edge=False,
-        padding=0,
-    )
     columns = _FULL_COLUMNS if full else _COLUMNS
-    table.add_column("layer")
-    for header in ("shape", *columns.values(), "range"):
-        table.add_column(header, justify="right", no_wrap=True)
+    table = plain_table(title, ("shape", *columns.values(), "range"))
     for layer in layers:
         m, n = layer.reading.shape
         cells = [_cell(layer_number(layer, measure)) for measure in columns]

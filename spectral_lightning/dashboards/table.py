@@ -1,7 +1,7 @@
 """The layers that need attention, as a table for the terminal."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -40,18 +40,7 @@ def worst_layers_table(readings: Iterable[Reading], num_rows: int = 10) -> Table
     failed = [reading for reading in shown if reading.failure is not None]
     num_failed = sum(reading.failure is not None for reading in ordered)
 
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title="Layers whose stable rank is farthest from random",
-        title_justify="left",
-        caption_justify="left",
-        show_edge=False,
-        pad_edge=False,
-        padding=0,
-    )
-    table.add_column("layer")
-    for header in _NUMBERS:
-        table.add_column(header, justify="right", no_wrap=True)
+    table = plain_table("Layers whose stable rank is farthest from random", _NUMBERS)
     for reading in shown:
         style = "red" if reading.failure is not None else None
         table.add_row(LayerName(reading.name), *_cells(reading), style=style)
@@ -59,6 +48,23 @@ def worst_layers_table(readings: Iterable[Reading], num_rows: int = 10) -> Table
     lines = [f"{len(shown)} of {len(ordered)} layers; {num_failed} could not be measured."]
     lines += [f"{reading.name}: {reading.failure}" for reading in failed]
     table.caption = Text("\n".join(lines))
+    return table
+
+
+def plain_table(title: str, headers: Sequence[str]) -> Table:
+    """Table of layers: their names, then numbers that never wrap."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=title,
+        title_justify="left",
+        caption_justify="left",
+        show_edge=False,
+        pad_edge=False,
+        padding=0,
+    )
+    table.add_column("layer")
+    for header in headers:
+        table.add_column(header, justify="right", no_wrap=True)
     return table
 
 

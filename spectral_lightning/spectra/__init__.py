@@ -3,7 +3,7 @@
 from spectral_lightning.spectra.cache import SpectrumCache
 from spectral_lightning.spectra.health import HealthyRange
 from spectral_lightning.spectra.history import HistoryStep, HistoryWriter, read_history
-from spectral_lightning.spectra.needs import Need
+from spectral_lightning.spectra.needs import Need, is_due
 from spectral_lightning.spectra.reading import Reading
 from spectral_lightning.spectra.scan import ScannedLayer, ScanReport, ScanStatus, scan_model
 from spectral_lightning.spectra.target import Target
@@ -28,6 +28,7 @@ __all__ = [
     "Target",
     "VectorCache",
     "find_targets",
+    "is_due",
     "read_history",
     "scan_model",
 ]

@@ -7,7 +7,6 @@ to the host, what a checkpoint keeps. Does not live here: Trainer and hooks (cal
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from spectral_lightning.linalg.null import gaussian_condition_number, gaussian_stable_rank
+from spectral_lightning.spectra.launch import Launch, sent
 from spectral_lightning.spectra.needs import Need, due_norms, due_spectra
 from spectral_lightning.spectra.reading import Reading
 from spectral_lightning.spectra.spectrum import exact_spectrum
@@ -23,16 +23,6 @@ from spectral_lightning.spectra.tracker import FIELDS, SMALLEST, Tracker, is_mea
 from spectral_lightning.spectra.vectors import VectorCache
 
 _Spectrum = tuple[int, float, float, tuple[float, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Launch:
-    """Measurements of one step on their way to the host."""
-
-    step: int
-    names: tuple[str, ...]
-    table: Tensor  # (len(names), len(FIELDS)) on the host once `ready` has passed
-    ready: Any  # torch.cuda.Event, or None where the copy is complete already
 
 
 class SpectrumCache(Mapping[str, Reading]):
@@ -64,13 +54,14 @@ class SpectrumCache(Mapping[str, Reading]):
         self._shapes: dict[str, tuple[int, int]] = {}
         self._needs: list[Need] = []
         self._trackers: list[Tracker] = []
-        self._pending: list[_Launch] = []
+        self._pending: list[Launch] = []
         self._arriving: dict[str, _Spectrum] = {}
         self._rows: dict[str, tuple[int, list[float]]] = {}
         self._spectra: dict[str, _Spectrum] = {}
         self._failures: dict[str, str] = {}
         self._done: dict[tuple[str, str], int] = {}
         self._step: int | None = None
+        self._before: int | None = None
         self.delivered_step: int | None = None
         self.vectors = VectorCache(self._targets, seed=seed)
 
@@ -134,10 +125,10 @@ class SpectrumCache(Mapping[str, Reading]):
         """
         if step != self._step:
             self.flush()
-            self._step = step
-        due = due_norms(self._needs, None if everything else step)
+            self._before, self._step = step - 1 if self._step is None else self._step, step
+        due = due_norms(self._needs, step, None if everything else self._before)
         norms = self._not_done("norm", due, step)
-        due = due_spectra(self._needs, None if all_spectra else step)
+        due = due_spectra(self._needs, step, None if all_spectra else self._before)
         spectra = self._not_done("spectrum", due, step)
         self._launch(norms, step)
         for name in sorted(spectra):
@@ -148,7 +139,7 @@ class SpectrumCache(Mapping[str, Reading]):
     def flush(self) -> None:
         """Deliver all measurements, waiting for the device if it is still at work."""
         for launch in self._pending:
-            rows = dict(zip(launch.names, _on_host(launch).tolist(), strict=True))
+            rows = dict(zip(launch.names, launch.on_host().tolist(), strict=True))
             for name, row in rows.items():
                 self._rows[name] = (launch.step, row)
                 self._failures.pop(name, None)
@@ -176,7 +167,7 @@ class SpectrumCache(Mapping[str, Reading]):
     def state_dict(self) -> dict[str, Any]:
         """Warm starts, and readings delivered or on their way, as plain containers and tensors."""
         pending = [
-            {"step": p.step, "names": list(p.names), "rows": _on_host(p).tolist()}
+            {"step": p.step, "names": list(p.names), "rows": p.on_host().tolist()}
             for p in self._pending
         ]
         return {
@@ -188,7 +179,7 @@ class SpectrumCache(Mapping[str, Reading]):
             "failures": dict(self._failures),
             "done": [[kind, name, step] for (kind, name), step in self._done.items()],
             "pending": pending,
-            "step": self._step,
+            "steps": [self._before, self._step],
             "delivered_step": self.delivered_step,
         }
 
@@ -205,13 +196,14 @@ class SpectrumCache(Mapping[str, Reading]):
         self._arriving = _known_spectra(state["arriving"], self._shapes)
         self._failures = {n: why for n, why in state["failures"].items() if n in known}
         self._done = {(kind, n): step for kind, n, step in state["done"] if n in known}
-        self._step, self.delivered_step = state["step"], state["delivered_step"]
+        self._before, self._step = state["steps"]
+        self.delivered_step = state["delivered_step"]
         self._pending = []
         for saved in state["pending"]:
             kept = [i for i, name in enumerate(saved["names"]) if name in known]
             table = torch.tensor([saved["rows"][i] for i in kept], dtype=torch.float64)
             names = tuple(saved["names"][i] for i in kept)
-            self._pending.append(_Launch(saved["step"], names, table, None))
+            self._pending.append(Launch(saved["step"], names, table, None))
 
     def _not_done(self, kind: str, names: set[str], step: int) -> set[str]:
         fresh = {name for name in names if self._done.get((kind, name)) != step}
@@ -233,7 +225,7 @@ class SpectrumCache(Mapping[str, Reading]):
             tables[unknown.device].append(unknown)
             names[unknown.device] += empty
         for device, parts in tables.items():
-            self._pending.append(_sent(step, tuple(names[device]), torch.cat(parts)))
+            self._pending.append(sent(step, tuple(names[device]), torch.cat(parts)))
 
     def _why(self, name: str, row: Sequence[float]) -> str:
         known, now = self._shapes[name], self._targets[name].shape
@@ -281,20 +273,6 @@ def _grouped(targets: list[Target]) -> list[list[Target]]:
             stored = target.stored()
             groups[target.shape, stored.dtype, stored.device].append(target)
     return list(groups.values())
-
-
-def _sent(step: int, names: tuple[str, ...], table: Tensor) -> _Launch:
-    if not table.is_cuda:
-        return _Launch(step, names, table, None)
-    host = torch.empty(table.shape, dtype=table.dtype, pin_memory=True)
-    host.copy_(table, non_blocking=True)
-    return _Launch(step, names, host, torch.cuda.current_stream(table.device).record_event())
-
-
-def _on_host(launch: _Launch) -> Tensor:
-    if launch.ready is not None:
-        launch.ready.synchronize()
-    return launch.table
 
 
 def _known_spectra(saved: dict[str, Any], known: Iterable[str]) -> dict[str, _Spectrum]:

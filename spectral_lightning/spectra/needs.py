@@ -26,15 +26,36 @@ class Need:
                 raise ValueError(f"`{name}` must be >= 1, got {value}.")
 
 
-def due_norms(needs: Iterable[Need], step: int | None) -> set[str]:
-    """Matrices whose spectral norm somebody wants at an optimizer step, or at any for None."""
-    return {n for need in needs if _due(need.every_n_steps, step) for n in need.names}
+def due_norms(needs: Iterable[Need], step: int, before: int | None) -> set[str]:
+    """Matrices whose spectral norm somebody wants at an optimizer step (`is_due`)."""
+    return {n for need in needs if is_due(need.every_n_steps, step, before) for n in need.names}
 
 
-def due_spectra(needs: Iterable[Need], step: int | None) -> set[str]:
-    """Matrices whose exact spectrum somebody wants at an optimizer step, or at any for None."""
-    return {n for need in needs if _due(need.spectrum_every_n_steps, step) for n in need.names}
+def due_spectra(needs: Iterable[Need], step: int, before: int | None) -> set[str]:
+    """Matrices whose exact spectrum somebody wants at an optimizer step (`is_due`)."""
+    slow = [need for need in needs if is_due(need.spectrum_every_n_steps, step, before)]
+    return {name for need in slow for name in need.names}
 
 
-def _due(interval: int | None, step: int | None) -> bool:
-    return interval is not None and (step is None or step % interval == 0)
+def is_due(interval: int | None, step: int, before: int | None) -> bool:
+    """Whether a multiple of an interval was reached since an earlier optimizer step.
+
+    A step is not asked to be a multiple itself: several optimizers, or several optimizer steps in
+    one batch, make the count of steps jump.
+
+    Args:
+        interval: Optimizer steps between two times; None or 0 for never.
+        step: Optimizer steps done.
+        before: Optimizer steps done when this was last asked, or last due; None for the first
+            time, which is always due.
+
+    Returns:
+        Whether it is due.
+
+    Example:
+        >>> [step for before, step in [(0, 2), (2, 4), (4, 6)] if is_due(3, step, before)]
+        [4, 6]
+    """
+    if not interval:
+        return False
+    return before is None or step // interval > before // interval

@@ -1,23 +1,16 @@
-"""ASSR as its user meets it: what it touches, when, and that it moves what it reads."""
+"""ASSR as its user meets it: what it touches, and that it moves what it reads."""
 
-import math
-from itertools import pairwise
 from typing import ClassVar
 
 import pytest
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision
-from torch import nn
 
 from spectral_lightning.callbacks import ASSR, SpectralMonitor
-from spectral_lightning.callbacks.assr_layer import Layer
-from spectral_lightning.callbacks.assr_steps import Stepper
-from spectral_lightning.control import CalibrationWindow, Regulator, Thermostat
+from spectral_lightning.control import Regulator, Thermostat
 from spectral_lightning.control.regulator import RegulatorState
 from spectral_lightning.control.thermostat import Band, ThermostatState
-from spectral_lightning.linalg import gaussian_stable_rank, leading_eigenpairs
-from spectral_lightning.spectra import Reading, VectorCache, find_targets
-from spectral_lightning.testing import RefuseHostSync
+from spectral_lightning.linalg import gaussian_stable_rank
+from spectral_lightning.testing.models import plant_spike_, relative_stable_rank
 from spectral_lightning.testing.tasks import TinyTask
 
 pytestmark = pytest.mark.filterwarnings("ignore:ASSR finds .* outside their bands at once")
@@ -41,19 +34,9 @@ def static(floor=0.8, **settings):
     return Regulator(calibration="static", floor=floor, **settings)
 
 
-def relative_stable_rank(weight):
-    values = torch.linalg.svdvals(weight.detach().double())
-    null = gaussian_stable_rank(*weight.shape)
-    return (values.square().sum() / values[0] ** 2).item() / null
-
-
 def with_spike(task, size):
     """Give `net.2` a rank-one spike of `size` times its spectral norm."""
-    weight = task.net[2].weight.data
-    generator = torch.Generator().manual_seed(0)
-    u, v = (torch.randn(n, generator=generator) for n in weight.shape)
-    edge = torch.linalg.matrix_norm(weight, 2)
-    weight += size * edge * torch.outer(u / u.norm(), v / v.norm())
+    plant_spike_(task.net[2].weight, size)
     return task
 
 
@@ -85,32 +68,18 @@ def test_legacy_l2_does_not_move_the_reading(fit):
     assert relative_stable_rank(task.net[2].weight) < 2 * before
 
 
-def test_the_step_does_not_depend_on_the_optimizer(fit):
-    changes = []
-    for optimizer in (torch.optim.SGD, torch.optim.AdamW):
+def test_the_evaluation_loss_is_that_of_a_run_without_it(make_trainer):
+    class Task(TinyTask):
+        def validation_step(self, batch, batch_idx):
+            self.log("val_loss", self.training_step(batch, batch_idx))
 
-        class Task(TinyTask):
-            def configure_optimizers(self, optimizer=optimizer):
-                return optimizer(self.net.parameters(), lr=self.lr, weight_decay=0.0)
-
-            def training_step(self, batch, batch_idx):
-                return 0.0 * super().training_step(batch, batch_idx)  # gradients are exactly zero
-
-        task, twin = with_spike(Task(lr=0.01), 4.0), with_spike(TinyTask(), 4.0)
-        fit(ASSR("net.2", regulator=static(0.3)), task=task, max_steps=4)
-        changes.append(task.net[2].weight.detach() - twin.net[2].weight.detach())
-        assert relative_stable_rank(task.net[2].weight) > relative_stable_rank(twin.net[2].weight)
-    assert torch.linalg.matrix_rank(changes[0], rtol=1e-3) == 1
-    assert torch.equal(*changes)
-
-
-def test_the_evaluation_loss_is_that_of_the_weights_alone(fit):
-    task = TinyTask()
-    fit(ASSR(regulator=static(2.0)), task=task)
-    (batch,) = task.val_dataloader()
-    twin = TinyTask()
-    twin.load_state_dict(task.state_dict())
-    assert task.eval().training_step(batch, 0) == twin.eval().training_step(batch, 0)
+    found = [
+        make_trainer(*callbacks, limit_val_batches=1).validate(
+            with_spike(Task(), 4.0), verbose=False
+        )
+        for callbacks in ((), (ASSR(regulator=static(2.0)),))
+    ]
+    assert found[0][0]["val_loss"] == found[1][0]["val_loss"]
 
 
 def test_the_loss_before_the_first_step_is_the_same(fit):
@@ -128,84 +97,6 @@ def test_the_loss_before_the_first_step_is_the_same(fit):
     # The first reading is acted on after the first step.
     assert tasks[0].seen[0] == tasks[1].seen[0]
     assert tasks[0].seen[-1] != tasks[1].seen[-1]
-
-
-def test_one_step_for_each_optimizer_step_under_accumulation(fit):
-    assr = ASSR("net.2", regulator=static(2.0))
-    fit(assr, max_steps=4, accumulate_grad_batches=3)
-    assert assr.interventions["net.2"].num_interventions == 4
-    assert assr.assr_stats["steps_with_int"] == 4
-
-
-def test_a_step_that_the_gradient_scaler_skips_is_skipped(fit):
-    class Overflowing(TinyTask):
-        def training_step(self, batch, batch_idx):
-            factor = math.inf if batch_idx in (1, 3) else 1.0
-            return factor * super().training_step(batch, batch_idx)
-
-    assr = ASSR("net.2", regulator=static(2.0))
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
-    plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)
-    task = Overflowing(lr=1e-3)
-    fit(assr, task=task, max_steps=6, plugins=[plugin])
-    assert assr.interventions["net.2"].num_interventions == 4
-    assert torch.isfinite(task.net[2].weight).all()
-
-
-def test_an_optimizer_that_handles_the_scaler_itself_is_understood():
-    from spectral_lightning.callbacks.step_sizes import StepSizes
-
-    parameter = nn.Parameter(torch.ones(2))
-    optimizer = torch.optim.AdamW([parameter], lr=0.5, fused=True)
-    sizes = StepSizes()
-    sizes.watch([optimizer])
-    parameter.grad = torch.ones(2)
-    for found, expected in ((1.0, 0.0), (0.0, 0.5)):
-        optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.tensor(found)
-        optimizer.step()
-        assert float(sizes.of(parameter)) == expected
-    sizes.close()
-    assert not optimizer._optimizer_step_post_hooks
-
-
-def test_the_learning_rate_is_that_of_the_step(fit):
-    class Scheduled(TinyTask):
-        def configure_optimizers(self):
-            optimizer = super().configure_optimizers()
-            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(step >= 2))
-            return {
-                "optimizer": optimizer,
-                "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-            }
-
-    assr = ASSR("net.2", regulator=static(2.0))
-    task = Scheduled()
-    before = task.net[2].weight.detach().clone()
-    fit(assr, task=task, max_steps=2)
-    torch.testing.assert_close(task.net[2].weight.detach(), before, rtol=0, atol=0)
-    fit(assr := ASSR("net.2", regulator=static(2.0)), task=(task := Scheduled()), max_steps=3)
-    assert not torch.equal(task.net[2].weight, before)
-    assert assr.interventions["net.2"].applied > 0
-
-
-def test_a_step_is_never_larger_than_allowed(fit, snapshots):
-    task = with_spike(TinyTask(lr=0.1), 10.0)
-    strong = static(0.5, thermostat=Thermostat(strength=1e6))
-    assr = ASSR("net.2", regulator=strong, max_relative_step=0.01)
-
-    class Still(TinyTask):
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.net.parameters(), lr=self.lr)
-
-        def training_step(self, batch, batch_idx):
-            return 0.0 * super().training_step(batch, batch_idx)
-
-    task = with_spike(Still(lr=0.1), 10.0)
-    fit(assr, snapshots, task=task)
-    weights = [snapshots.weights[step]["net.2"] for step in sorted(snapshots.weights)]
-    for old, new in pairwise(weights[1:]):
-        size = (new - old).norm() / old.norm()
-        assert 0.009 < size < 0.01001
 
 
 def test_the_condition_number_is_brought_under_its_ceiling(fit):
@@ -290,26 +181,6 @@ def test_readings_stay_within_their_intervals_while_weights_are_moved(fit):
     assert check.outside == 0
 
 
-@pytest.mark.parametrize("actuator", ["spectral_cap", "log_stable_rank", "legacy_l2"])
-def test_a_step_never_waits_for_the_device(actuator, monkeypatch):
-    def by_products(matrix):
-        values, rows = leading_eigenpairs(matrix, matrix.shape[-1])
-        return values.flip(-1), rows.flip(-2).mT
-
-    # The route of an accelerator, where `eigh` would wait for its error code.
-    monkeypatch.setattr(torch.linalg, "eigh", by_products)
-    task = with_spike(TinyTask(), 8.0)
-    target = next(t for t in find_targets(task).targets if t.name == "net.2")
-    vectors = VectorCache({"net.2": target})
-    layer = Layer(target, reading=Reading(**BROKEN), state=STATE)
-    stepper = Stepper(actuator, num_vectors=4, max_relative_step=0.05, hysteresis=0.1)
-    before = relative_stable_rank(target.matrix())
-    with RefuseHostSync():
-        assert all(stepper.against_stable_rank(layer, vectors, 0.1) for _ in range(3))
-    after = relative_stable_rank(target.matrix())
-    assert after == pytest.approx(before, rel=1e-4) if actuator == "legacy_l2" else after > before
-
-
 def test_sampling_is_private_and_reaches_all_layers(fit):
     torch.manual_seed(3)
     fit(task=TinyTask(num_batches=40), max_steps=40)
@@ -338,111 +209,3 @@ def test_summaries_have_the_names_of_the_original(fit):
     assr.reset_assr_stats()
     assert assr.assr_stats["total_int"] == 0
     assert assr.get_assr_summary()["intervention_rate"] == 0.0
-
-
-def test_frozen_and_computed_layers_are_measured_and_left_alone(fit):
-    task = TinyTask()
-    task.net[2].weight.requires_grad_(False)
-    nn.utils.parametrizations.weight_norm(task.net[5])
-    assr = ASSR(regulator=static(2.0))
-    fit(assr, task=task)
-    assert set(assr.interventions) == {"net.0", "net.7"}
-    assert {"net.2", "net.5"} <= set(assr.names)
-
-
-def test_a_layer_of_rank_one_is_named_and_left_alone(fit):
-    class Frozen(TinyTask):
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.net.parameters(), lr=0.0)
-
-    task = Frozen()
-    weight = task.net[2].weight.data
-    weight.copy_(torch.outer(torch.ones(40), torch.arange(40.0) + 1) / 40)
-    before = weight.clone()
-    assr = ASSR("net.2", regulator=static(0.5))
-    with pytest.warns(UserWarning, match="net.2 is exactly of rank one, and no step can revive it"):
-        fit(assr, task=task)
-    assert torch.equal(weight, before)
-    assert assr.interventions["net.2"].num_interventions == 0
-
-
-def test_a_weight_that_breaks_is_skipped_counted_and_named(fit, after_step):
-    def damage(trainer):
-        if trainer.global_step == 3:
-            trainer.lightning_module.net[2].weight.data[0, 0] = math.nan
-
-    assr = ASSR("net.2", regulator=static(2.0))
-    with pytest.warns(UserWarning, match="net.2 is skipped, as the weight has a NaN"):
-        fit(assr, after_step(damage), task=TinyTask(num_batches=10), max_steps=8)
-    assert assr.interventions["net.2"].num_skipped > 0
-
-
-def test_a_layer_that_starts_at_zero_is_held_until_it_moves(fit):
-    task = TinyTask()
-    nn.init.zeros_(task.net[7].weight)
-    assr = ASSR(regulator=static(0.01))
-    fit(assr, task=task)  # a warning would be an error
-    assert torch.isfinite(task.net[7].weight).all()
-    assert task.net[7].weight.any()
-    assert assr.interventions["net.7"].num_skipped == 0
-
-
-def test_bf16_weights_are_warned_about_and_still_move(fit):
-    task = with_spike(TinyTask(num_batches=100, lr=1e-3), 4.0)
-    assr = ASSR("net.2", regulator=static(0.3, thermostat=Thermostat(strength=30.0)))
-    with pytest.warns(UserWarning, match="ASSR acts on 1 layers in half precision"):
-        fit(assr, task=task, max_steps=100, precision="bf16-true")
-    assert relative_stable_rank(task.net[2].weight) > 0.25
-
-
-def test_a_run_that_ends_before_calibration_says_so(fit):
-    with pytest.warns(UserWarning, match="the run ended before they were calibrated"):
-        fit(ASSR())
-
-
-def test_a_checkpoint_of_another_model_is_refused(fit, make_trainer, tmp_path):
-    trainer = fit(ASSR("net.0", regulator=static(2.0)))
-    trainer.save_checkpoint(tmp_path / "other.ckpt")
-    path = tmp_path / "other.ckpt"
-    checkpoint = torch.load(path, weights_only=True)
-    states = checkpoint["callbacks"]
-    (key,) = (key for key in states if key.startswith("ASSR"))
-    states[key]["layers"] = {"model.encoder": states[key]["layers"]["net.0"]}
-    torch.save(checkpoint, path)
-    again = make_trainer(ASSR("net.0", regulator=static(2.0)), max_steps=8)
-    with pytest.raises(ValueError, match="ASSR state must be of this model, got layers such as"):
-        again.fit(TinyTask(), ckpt_path=path)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ({"actuator": "l2"}, "`actuator` must be one of spectral_cap, log_stable_rank, legacy_l2"),
-        ({"max_relative_step": 0.0}, r"`max_relative_step` must be in \(0, 1\], got 0.0"),
-        ({"sample_ratio": 1.5}, r"`sample_ratio` must be in \(0, 1\], got 1.5"),
-        ({"num_vectors": 0}, "`num_vectors` must be >= 1, got 0"),
-        ({"table_rows": -1}, "`table_rows` must be >= 0, got -1"),
-        ({"log_every_n_steps": 0}, "`log_every_n_steps` must be >= 1, got 0"),
-        ({"every_n_steps": 0}, "`every_n_steps` must be >= 1, got 0"),
-    ],
-)
-def test_a_wrong_argument_is_refused_at_construction(arguments, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        ASSR(**arguments)
-
-
-def test_settings_that_cannot_work_together_are_refused():
-    with pytest.raises(ValueError, match="`ceiling` needs an actuator that can lower"):
-        ASSR(actuator="spectral_cap", regulator=static(0.1, ceiling=2.0))
-    with pytest.raises(ValueError, match="`condition_ceiling` needs exact spectra"):
-        ASSR(regulator=static(0.1, condition_ceiling=10.0), spectrum_every_n_steps=None)
-    with pytest.raises(ValueError, match=r"`floor` must be below `ceiling`, got 0.5 and 0.1"):
-        static(0.5, ceiling=0.1)
-    with pytest.raises(ValueError, match="`calibration='static'` needs a `floor`"):
-        Regulator(calibration="static")
-    with pytest.raises(ValueError, match="`calibration` must be 'window' or 'static', got 'warm'"):
-        Regulator(calibration="warm")
-    with pytest.raises(ValueError, match="`strength` must be >= 0 and finite, got -1"):
-        Thermostat(strength=-1)
-    with pytest.raises(ValueError, match=r"`ratio` must be in \(0, 1\), got 1.5"):
-        CalibrationWindow(ratio=1.5)

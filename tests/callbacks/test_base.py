@@ -1,6 +1,8 @@
 import pytest
+import torch
 
 from spectral_lightning.callbacks import SpectralCallback, SpectralMonitor
+from spectral_lightning.testing.tasks import TinyTask
 
 
 class Reader(SpectralCallback):
@@ -97,3 +99,36 @@ def test_accumulation_over_the_end_of_an_epoch_reads_each_step_once(fit):
     callback = Reader()
     fit(callback, accumulate_grad_batches=4, max_epochs=2, max_steps=-1)  # windows of 4 and 2
     assert list(callback.found) == [0, 1, 2, 3]
+
+
+def test_no_interval_is_missed_where_a_batch_takes_several_optimizer_steps(fit):
+    class TwoOptimizers(TinyTask):
+        automatic_optimization = False
+
+        def configure_optimizers(self):
+            parts = (self.net[0], self.net[2])
+            return [torch.optim.SGD(part.parameters(), lr=1e-2) for part in parts]
+
+        def training_step(self, batch, batch_idx):
+            for optimizer in self.optimizers():
+                loss = super().training_step(batch, batch_idx)
+                optimizer.zero_grad()
+                self.manual_backward(loss)
+                optimizer.step()
+
+    callback = Reader(every_n_steps=3, spectrum_every_n_steps=7)
+    fit(callback, task=TwoOptimizers(), max_steps=20)  # steps 2, 4, 6, ...
+    assert list(callback.found) == [0, 4, 6, 8, 10, 12, 14, 16, 18]
+    spectra = {r.spectrum_step for found in callback.found.values() for r in found.values()}
+    assert spectra == {0, 8, 14}
+
+
+def test_a_callback_added_to_a_resumed_run_begins_with_the_weights_it_finds(
+    fit, make_trainer, tmp_path
+):
+    trainer = make_trainer(max_steps=5)
+    trainer.fit(TinyTask())
+    trainer.save_checkpoint(tmp_path / "five.ckpt")
+    callback = Reader(every_n_steps=10)
+    fit(callback, ckpt_path=tmp_path / "five.ckpt", max_steps=12)
+    assert list(callback.found) == [5, 10]

@@ -1,5 +1,7 @@
 """Which steps a declared need makes due."""
 
+from itertools import pairwise
+
 import pytest
 
 from spectral_lightning.spectra import Need
@@ -11,7 +13,7 @@ def test_norms_are_due_where_anybody_wants_them():
         Need(names=frozenset({"a", "b"}), every_n_steps=2),
         Need(names=frozenset({"b", "c"}), every_n_steps=3),
     ]
-    due = [due_norms(needs, step) for step in range(7)]
+    due = [due_norms(needs, step, step - 1) for step in range(7)]
     assert due == [
         {"a", "b", "c"},
         set(),
@@ -28,20 +30,27 @@ def test_spectra_are_due_only_where_an_interval_is_declared():
         Need(names=frozenset({"a"})),
         Need(names=frozenset({"b"}), every_n_steps=7, spectrum_every_n_steps=2),
     ]
-    assert [due_spectra(needs, step) for step in range(4)] == [{"b"}, set(), {"b"}, set()]
+    assert [due_spectra(needs, step, step - 1) for step in range(4)] == [{"b"}, set(), {"b"}, set()]
 
 
-def test_without_a_step_all_that_is_ever_wanted_is_due():
+def test_at_the_first_step_all_that_is_ever_wanted_is_due():
     needs = [
         Need(names=frozenset({"a"}), every_n_steps=5),
         Need(names=frozenset({"b"}), every_n_steps=7, spectrum_every_n_steps=9),
     ]
-    assert due_norms(needs, None) == {"a", "b"}
-    assert due_spectra(needs, None) == {"b"}
+    assert due_norms(needs, 1, None) == {"a", "b"}
+    assert due_spectra(needs, 1, None) == {"b"}
+
+
+def test_no_interval_is_missed_where_steps_come_in_jumps():
+    needs = [Need(names=frozenset({"a"}), every_n_steps=3)]
+    steps = (1, 4, 5, 7, 13)
+    due = [bool(due_norms(needs, step, before)) for before, step in pairwise(steps)]
+    assert due == [True, False, True, True]
 
 
 def test_nothing_is_due_without_needs():
-    assert due_norms([], 0) == due_spectra([], 0) == set()
+    assert due_norms([], 0, None) == due_spectra([], 0, None) == set()
 
 
 @pytest.mark.parametrize("name", ["every_n_steps", "spectrum_every_n_steps"])
