@@ -3,6 +3,16 @@
 from spectral_lightning.spectra.cache import SpectrumCache
 from spectral_lightning.spectra.health import HealthyRange
 from spectral_lightning.spectra.history import HistoryStep, HistoryWriter, read_history
+from spectral_lightning.spectra.mode_events import (
+    MODE_EVENTS_FILE,
+    Condition,
+    LayerAnalysis,
+    ModeEvent,
+    ModeEventWriter,
+    ModeSettings,
+    SkippedAnalysis,
+    read_mode_events,
+)
 from spectral_lightning.spectra.needs import Need, is_due
 from spectral_lightning.spectra.reading import Reading
 from spectral_lightning.spectra.scan import ScannedLayer, ScanReport, ScanStatus, scan_model
@@ -12,6 +22,8 @@ from spectral_lightning.spectra.timeline import HeatMapGrid, HeatMapMeasure, Hea
 from spectral_lightning.spectra.vectors import VectorCache
 
 __all__ = [
+    "MODE_EVENTS_FILE",
+    "Condition",
     "Discovery",
     "HealthyRange",
     "HeatMapGrid",
@@ -19,16 +31,22 @@ __all__ = [
     "HeatMapTimeline",
     "HistoryStep",
     "HistoryWriter",
+    "LayerAnalysis",
+    "ModeEvent",
+    "ModeEventWriter",
+    "ModeSettings",
     "Need",
     "Reading",
     "ScanReport",
     "ScanStatus",
     "ScannedLayer",
+    "SkippedAnalysis",
     "SpectrumCache",
     "Target",
     "VectorCache",
     "find_targets",
     "is_due",
     "read_history",
+    "read_mode_events",
     "scan_model",
 ]

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from spectral_lightning.spectra.reading import Reading
+from spectral_lightning.spectra.run_files import set_aside
 from spectral_lightning.spectra.timeline import HeatMapMeasure, HeatMapTimeline
 
 _FLUSH_SECONDS = 10.0  # how much of a killed run's history may be missing
@@ -101,7 +102,7 @@ class HistoryWriter:
         self._refused = False
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
-            self._resume(step) if step > 0 else self._set_aside()
+            self._resume(step) if step > 0 else set_aside(self.path)
 
     def append(self, readings: Iterable[Reading]) -> None:
         """Add one line with the readings of one optimizer step.
@@ -164,13 +165,6 @@ class HistoryWriter:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def _set_aside(self) -> None:
-        """Rename another run's file to the first free numbered name."""
-        number = 1
-        while (free := self.path.with_suffix(f".{number}{self.path.suffix}")).exists():
-            number += 1
-        self.path.rename(free)
 
     def _resume(self, step: int) -> None:
         """Cut off what lies behind `step` and take up what the kept lines say."""
