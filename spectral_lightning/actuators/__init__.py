@@ -1,6 +1,7 @@
 """In-place edits of weights, each of which states which reading it moves, and which way."""
 
 from spectral_lightning.actuators.apply import add_, relative_size
+from spectral_lightning.actuators.protection import ProtectedPart, first_moments
 from spectral_lightning.actuators.spectral import (
     SpectralUpdate,
     condition_update,
@@ -9,11 +10,15 @@ from spectral_lightning.actuators.spectral import (
     lower_stable_rank_update,
     spectral_cap_update,
 )
+from spectral_lightning.linalg import Side
 
 __all__ = [
+    "ProtectedPart",
+    "Side",
     "SpectralUpdate",
     "add_",
     "condition_update",
+    "first_moments",
     "legacy_l2_update",
     "log_stable_rank_update",
     "lower_stable_rank_update",

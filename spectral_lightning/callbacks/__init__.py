@@ -16,6 +16,7 @@ from spectral_lightning.callbacks.assr_v15 import (
 )
 from spectral_lightning.callbacks.base import SpectralCallback
 from spectral_lightning.callbacks.monitor import SpectralMonitor
+from spectral_lightning.callbacks.svd_mode import SVDModeSwitch
 from spectral_lightning.control import ASSRConfig
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ASSR",
     "ASSRConfig",
+    "SVDModeSwitch",
     "SpectralCallback",
     "SpectralHealth",
     "SpectralMonitor",

@@ -1,5 +1,14 @@
 """Pure kernels: tensors in, tensors out; torch and jaxtyping only."""
 
+from spectral_lightning.linalg.alignment import (
+    PrincipalEnergy,
+    PrincipalPart,
+    Side,
+    chance_share,
+    principal_changes,
+    principal_energy,
+    principal_part,
+)
 from spectral_lightning.linalg.condition import condition_number
 from spectral_lightning.linalg.exact import singular_values
 from spectral_lightning.linalg.intervals import spectral_norm_interval, vector_angle_bound
@@ -34,12 +43,17 @@ from spectral_lightning.linalg.subspaces import orthonormalize, principal_angles
 from spectral_lightning.linalg.triplets import (
     SingularTriplets,
     leading_singular_triplets,
+    singular_triplets,
     smallest_singular_triplets,
 )
 
 __all__ = [
     "LeadingTriplets",
+    "PrincipalEnergy",
+    "PrincipalPart",
+    "Side",
     "SingularTriplets",
+    "chance_share",
     "condition_number",
     "effective_rank",
     "energy_rank",
@@ -63,7 +77,11 @@ __all__ = [
     "orthonormalize_rows",
     "participation_ratio",
     "principal_angles",
+    "principal_changes",
+    "principal_energy",
+    "principal_part",
     "rayleigh_ritz",
+    "singular_triplets",
     "singular_values",
     "smallest_singular_triplets",
     "spectral_norm_interval",

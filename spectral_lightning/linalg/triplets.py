@@ -83,6 +83,36 @@ def leading_singular_triplets(
     return SingularTriplets(left, values, right.mT), found.next_start[0]
 
 
+def singular_triplets(weight: Float[Tensor, "m n"]) -> SingularTriplets:
+    """All triplets of a matrix, by a full decomposition.
+
+    Cost ``O(m n min(m, n))``; waits for the device. Relative to the largest, values and the
+    orthonormality of the vectors are right to a few units of rounding of the compute dtype.
+    Decomposed on the CPU where the device has no such kernel (Apple GPUs).
+
+    Args:
+        weight: Matrix ``W``, shape ``(m, n)``, finite, non-empty. Half precision is computed in
+            float32.
+
+    Returns:
+        The ``min(m, n)`` triplets, descending, in the compute dtype, on the device of `weight`.
+
+    Raises:
+        ValueError: If `weight` is not a non-empty finite matrix.
+
+    Example:
+        >>> singular_triplets(torch.diag(torch.tensor([3.0, 2.0, 1.0]))).values
+        tensor([3., 2., 1.])
+    """
+    _require_matrix(weight)
+    require_finite(weight)
+    dense = weight.detach().to(compute_dtype(weight))
+    where = "cpu" if dense.device.type == "mps" else dense.device
+    with full_precision(dense.device):
+        U, S, Vh = torch.linalg.svd(dense.to(where), full_matrices=False)
+    return SingularTriplets(*(part.to(dense.device) for part in (U, S, Vh.mT)))
+
+
 def smallest_singular_triplets(weight: Float[Tensor, "m n"], k: int) -> SingularTriplets:
     """The ``k`` smallest triplets of a matrix, from a full decomposition in float64.
 

@@ -1,5 +1,6 @@
 """Which matrices are measured, when, and the one shared cache of readings."""
 
+from spectral_lightning.linalg import SingularTriplets
 from spectral_lightning.spectra.cache import SpectrumCache
 from spectral_lightning.spectra.health import HealthyRange
 from spectral_lightning.spectra.history import HistoryStep, HistoryWriter, read_history
@@ -40,6 +41,7 @@ __all__ = [
     "ScanReport",
     "ScanStatus",
     "ScannedLayer",
+    "SingularTriplets",
     "SkippedAnalysis",
     "SpectrumCache",
     "Target",

@@ -53,13 +53,16 @@ class Target:
         owners: nn.ModuleDict = self.module.parametrizations  # type: ignore[assignment]
         return owners[self.attribute]
 
-    def matrix(self) -> Tensor:
+    def matrix(self, stored: Tensor | None = None) -> Tensor:
         """The weight as it is now: a detached view of shape ``(m, n)`` wherever one is possible.
 
         A sharded parameter (DTensor) is gathered: every rank gets the whole matrix. A weight on
         an Apple GPU, which has no float64, is copied to the CPU.
+
+        Args:
+            stored: Tensor stored like the parameter to see instead, such as its gradient.
         """
-        tensor = self.stored()
+        tensor = self.stored() if stored is None else stored.detach()
         if isinstance(tensor, DTensor):
             tensor = tensor.full_tensor()
         if tensor.device.type == "mps":
@@ -67,13 +70,16 @@ class Target:
         return self._part_of(tensor)
 
     @contextmanager
-    def editing(self) -> Iterator[Tensor]:
+    def editing(self, stored: Tensor | None = None) -> Iterator[Tensor]:
         """The weight, shape ``(m, n)``, for edits in place; only where there is a `parameter`.
 
         A sharded one is gathered, and each rank keeps its shard of the result: all ranks have to
         make the same edit.
+
+        Args:
+            stored: Tensor stored like the parameter to edit instead, such as its gradient.
         """
-        tensor = self.stored()
+        tensor = self.stored() if stored is None else stored.detach()
         if isinstance(tensor, DTensor):
             whole = tensor.full_tensor()
             yield self._part_of(whole)

@@ -16,6 +16,7 @@ from spectral_lightning.linalg.checks import compute_dtype
 from spectral_lightning.linalg.triplets import (
     SingularTriplets,
     leading_singular_triplets,
+    singular_triplets,
     smallest_singular_triplets,
 )
 from spectral_lightning.spectra.target import Target
@@ -64,6 +65,14 @@ class VectorCache:
         )
         self._starts[name] = following
         return found
+
+    def all(self, name: str) -> SingularTriplets:
+        """All triplets of a matrix, by a full decomposition that waits for the device.
+
+        Raises:
+            ValueError: If the matrix is not finite.
+        """
+        return singular_triplets(self._targets[name].matrix())
 
     def smallest(self, name: str, k: int) -> SingularTriplets:
         """Smallest triplets of a matrix, by a full decomposition that waits for the device."""

@@ -1,0 +1,167 @@
+"""What is measured of a weight, its gradient and its update, to decide how the weight trains.
+
+Pure functions of tensors; every number stays on the device until `on_host` brings all of them over
+in one copy. *Intent* is what the gradient asks for, *effect* is what the optimizer really did: with
+momentum, and all the more with Muon, the two differ.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from spectral_lightning.linalg import (
+    PrincipalEnergy,
+    Side,
+    SingularTriplets,
+    chance_share,
+    energy_rank,
+    principal_angles,
+    principal_changes,
+    principal_energy,
+)
+
+Measures = dict[str, Tensor]
+"""Numbers by name, 0-d tensors in float64; NaN where something is undefined."""
+
+CONCENTRATION_ENERGY = 0.95  # share of the energy in `concentration` (seed, metric 2)
+
+
+def spectrum_measures(
+    triplets: SingularTriplets, frobenius_norm: Tensor, k: int, size: int
+) -> Measures:
+    """How much of a weight its ``k`` principal directions hold.
+
+    Args:
+        triplets: All triplets, or at least the ``k`` leading ones, descending.
+        frobenius_norm: ``||W||_F``, 0-d.
+        k: Principal directions.
+        size: ``min(m, n)``.
+
+    Returns:
+        ``reconstruction_error``, ``||W - W_k||_F / ||W||_F`` in [0, 1]; and, if all triplets are
+        given, ``concentration``: the fraction of all directions that hold 95 % of the energy.
+    """
+    values = triplets.values.double()
+    total = frobenius_norm.double().square()
+    if len(values) < size:
+        tail = (total - values[:k].square().sum()).clamp_min(0)
+        return {"reconstruction_error": (tail / total).sqrt()}
+    tail = values[k:].square().sum()
+    held = energy_rank(values, CONCENTRATION_ENERGY).double() / size
+    return {"reconstruction_error": (tail / values.square().sum()).sqrt(), "concentration": held}
+
+
+def rotation_measures(previous: Tensor, triplets: SingularTriplets, k: int) -> Measures:
+    """How far the principal left subspace has turned since an earlier analysis.
+
+    Args:
+        previous: Left singular vectors of then, shape ``(m, j)``; the first ``k`` are compared.
+        triplets: Triplets of now, at least ``k``.
+        k: Principal directions.
+
+    Returns:
+        ``subspace_angle``, the largest principal angle in radians, which close values around the
+        ``k``-th make large; and ``subspace_overlap``, the mean squared cosine, which they do not.
+    """
+    angles = principal_angles(previous[:, :k], triplets.left[:, :k]).double()
+    return {"subspace_angle": angles[-1], "subspace_overlap": angles.cos().square().mean()}
+
+
+def intent_measures(gradient: Tensor, triplets: SingularTriplets, k: int, side: Side) -> Measures:
+    """What a gradient asks of the principal directions.
+
+    Args:
+        gradient: Gradient ``G`` of the loss by the weight, shape ``(m, n)``.
+        triplets: Triplets of the weight, at least ``k``.
+        k: Principal directions.
+        side: The part whose energy is compared with chance in ``intent_lift``.
+
+    Returns:
+        ``principal_alignment``, ``minor_alignment`` and ``outside_alignment``: ``||P G|| / ||G||``
+        for the principal left directions, the others, and what is outside the column space of a
+        tall weight, where the squares add up to 1; without all triplets the last two are one, as
+        ``minor_alignment``. ``right_alignment``: the same for the principal right directions.
+        ``left_lift``, ``right_lift`` and ``intent_lift``: energies over those of an unrelated
+        gradient. ``intent_erosion``: see `ModeReading` of ``control``. ``gradient_norm``:
+        ``||G||_F``.
+    """
+    energy = principal_energy(gradient, triplets.left[:, :k], triplets.right[:, :k])
+    left, right = energy.of("left").double(), energy.of("right").double()
+    shape = (gradient.shape[0], gradient.shape[1])
+    return {
+        "principal_alignment": left.sqrt(),
+        **_rest(gradient, triplets, left),
+        "right_alignment": right.sqrt(),
+        "left_lift": left / chance_share(shape, k, "left"),
+        "right_lift": right / chance_share(shape, k, "right"),
+        "intent_lift": energy.of(side).double() / chance_share(shape, k, side),
+        "intent_erosion": _erosion(-gradient, energy, triplets, k),
+        "gradient_norm": energy.total.double().sqrt(),
+    }
+
+
+def effect_measures(update: Tensor, triplets: SingularTriplets, k: int, side: Side) -> Measures:
+    """What an applied update did to the principal directions.
+
+    Args:
+        update: Weight after the optimizer's step minus weight before, shape ``(m, n)``.
+        triplets: Triplets of the weight before, at least ``k``.
+        k: Principal directions.
+        side: The part whose energy is compared with chance in ``effect_lift``.
+
+    Returns:
+        ``effect_lift`` and ``effect_erosion``, as of `intent_measures`; ``largest_erosion``: the
+        largest relative loss of a principal singular value, to first order (negative if all grew);
+        ``update_norm``: Frobenius norm of the update, weight's own units.
+    """
+    energy = principal_energy(update, triplets.left[:, :k], triplets.right[:, :k])
+    changes = principal_changes(update, triplets.left[:, :k], triplets.right[:, :k])
+    shape = (update.shape[0], update.shape[1])
+    return {
+        "effect_lift": energy.of(side).double() / chance_share(shape, k, side),
+        "effect_erosion": _erosion(update, energy, triplets, k),
+        "largest_erosion": (-changes / triplets.values[:k]).amax().double(),
+        "update_norm": energy.total.double().sqrt(),
+    }
+
+
+def on_host(measures: Sequence[Mapping[str, Tensor]]) -> list[dict[str, float]]:
+    """Bring the numbers of several layers to the host by one copy for each device."""
+    vectors = [torch.stack([v.double() for v in found.values()]) for found in measures]
+    return [
+        dict(zip(found, numbers, strict=True))
+        for found, numbers in zip(measures, vectors_on_host(vectors), strict=True)
+    ]
+
+
+def vectors_on_host(vectors: Sequence[Tensor]) -> list[list[float]]:
+    """Bring vectors in float64 to the host by one copy for each device."""
+    found: list[list[float]] = [[] for _ in vectors]
+    for device in dict.fromkeys(vector.device for vector in vectors):
+        there = [i for i, vector in enumerate(vectors) if vector.device == device]
+        packed = torch.cat([vectors[i] for i in there]).tolist()
+        for i in there:
+            found[i], packed = packed[: len(vectors[i])], packed[len(vectors[i]) :]
+    return found
+
+
+def _rest(gradient: Tensor, triplets: SingularTriplets, principal: Tensor) -> Measures:
+    """Where the gradient's energy is that is not in the principal left directions."""
+    if len(triplets.values) < min(gradient.shape):
+        return {"minor_alignment": (1 - principal).clamp_min(0).sqrt()}
+    given = principal_energy(gradient, triplets.left, triplets.right).of("left").double()
+    return {
+        "minor_alignment": (given - principal).clamp_min(0).sqrt(),
+        "outside_alignment": (1 - given).clamp_min(0).sqrt(),
+    }
+
+
+def _erosion(step: Tensor, energy: PrincipalEnergy, triplets: SingularTriplets, k: int) -> Tensor:
+    """How strongly a step shrinks ``W_k``, in standard deviations of an unrelated step."""
+    values = triplets.values[:k].double()
+    changes = principal_changes(step, triplets.left[:, :k], triplets.right[:, :k]).double()
+    size = math.sqrt(step.shape[0] * step.shape[1])
+    norm = torch.linalg.vector_norm(values) * energy.total.double().sqrt()
+    return -(changes * values).sum() * size / norm

@@ -1,0 +1,83 @@
+"""What every callback must keep, for mode switching: in full mode and while it protects."""
+
+from typing import Any, ClassVar
+
+import pytest
+
+from spectral_lightning.callbacks import SVDModeSwitch
+from spectral_lightning.control import CalibratedPolicy, ScheduledPolicy, SeedPolicy
+from spectral_lightning.testing.contracts import CallbackContract, MeasurementContract
+
+EAGER = CalibratedPolicy(
+    enter_lift=1.0001, exit_lift=1.0, erosion=0.0, patience=1, dwell=0, warmup_steps=0
+)
+
+
+class TestProtecting(CallbackContract):
+    """From the first analysis on, layers are protected."""
+
+    callback_class = SVDModeSwitch
+    init_args: ClassVar[dict[str, Any]] = {
+        "every_n_steps": 1,
+        "policy": ScheduledPolicy(schedule={0: "lowrank", 4: "full"}, principal=0.25),
+        "protection": "two_sided",
+    }
+    yaml_args: ClassVar = {
+        "policy": {
+            "class_path": "spectral_lightning.control.ScheduledPolicy",
+            "init_args": {"schedule": {0: "lowrank", 4: "full"}, "principal": 0.25},
+        }
+    }
+
+
+class TestSwitching(CallbackContract):
+    """A policy that switches as it measures."""
+
+    callback_class = SVDModeSwitch
+    init_args: ClassVar[dict[str, Any]] = {"every_n_steps": 1, "policy": EAGER}
+    yaml_args: ClassVar = {
+        "policy": {
+            "class_path": "spectral_lightning.control.CalibratedPolicy",
+            "init_args": {
+                "enter_lift": 1.0001,
+                "exit_lift": 1.0,
+                "erosion": 0.0,
+                "patience": 1,
+                "dwell": 0,
+                "warmup_steps": 0,
+            },
+        }
+    }
+
+
+class TestSeed(CallbackContract):
+    """The original's policy, which needs whole spectra."""
+
+    callback_class = SVDModeSwitch
+    init_args: ClassVar[dict[str, Any]] = {
+        "every_n_steps": 1,
+        "policy": SeedPolicy(preset="phase1", warmup_steps=1, rank_min=2),
+    }
+    yaml_args: ClassVar = {
+        "policy": {
+            "class_path": "spectral_lightning.control.SeedPolicy",
+            "init_args": {"preset": "phase1", "warmup_steps": 1, "rank_min": 2},
+        }
+    }
+
+
+@pytest.mark.filterwarnings("ignore:SVDModeSwitch skips the analysis")
+class TestFullMode(MeasurementContract):
+    """A run that never leaves full mode is bitwise the run without the callback."""
+
+    callback_class = SVDModeSwitch
+    init_args: ClassVar[dict[str, Any]] = {
+        "every_n_steps": 1,
+        "policy": ScheduledPolicy(schedule={}),
+    }
+    yaml_args: ClassVar = {
+        "policy": {
+            "class_path": "spectral_lightning.control.ScheduledPolicy",
+            "init_args": {"schedule": {}},
+        }
+    }
