@@ -149,10 +149,11 @@ class ModeLayer:
     def protect(self) -> None:
         """Protect the principal directions of now, or none, as the state says.
 
-        The weight itself stays as it is; momentum that would go on moving what is protected is
-        taken out.
+        The weight itself stays as it is; what momentum there is in the protected part, of then or
+        of now, is taken out.
         """
         assert self.analysis is not None
+        self.remove_momentum()  # such as an L2 penalty has left there
         if self.state.mode is Mode.FULL or self.state.rank is None:
             self.part = None
             return

@@ -20,7 +20,7 @@ class CalibratedPolicy:
     """Protect a layer while updates erode what it has learned, and release it afterwards.
 
     In full mode it looks at the update really applied (*effect*): a vote for protection is a lift
-    of at least `enter_lift` together with an erosion of at least `erosion`. In low-rank mode the
+    above `enter_lift` together with an erosion above `erosion`. In low-rank mode the
     applied update cannot touch the protected part any more, so it looks at the gradient (*intent*):
     a vote for release is a lift below `exit_lift` or an erosion below 0. A switch needs `patience`
     votes in a row and lies at least `dwell` analyses behind the last one.
@@ -80,6 +80,7 @@ class CalibratedPolicy:
             PolicyCondition("effect_lift", "optimal", True, self.enter_lift),
             PolicyCondition("effect_erosion", "optimal", True, self.erosion),
             PolicyCondition("intent_lift", "release", False, self.exit_lift),
+            PolicyCondition("intent_erosion", "release", False, 0.0),
         )
 
     def most_principal(self, size: int) -> int:
@@ -149,7 +150,7 @@ class CalibratedPolicy:
             return reading.intent_lift < self.exit_lift or reading.intent_erosion < 0
         if reading.effect_lift is None or reading.effect_erosion is None:
             return None
-        return reading.effect_lift >= self.enter_lift and reading.effect_erosion >= self.erosion
+        return reading.effect_lift > self.enter_lift and reading.effect_erosion > self.erosion
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()

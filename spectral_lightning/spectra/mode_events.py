@@ -30,7 +30,7 @@ class Condition(NamedTuple):
     """Key of `LayerAnalysis.measures`."""
     role: str
     """``"danger"``: meeting it alone calls for protection. ``"optimal"``: meeting all of this role
-    does. ``"release"``: meeting all of this role ends the protection."""
+    does. ``"release"``: meeting one of this role ends the protection."""
     above: bool
     """Whether it is met by values above the threshold, or below it."""
     threshold: float

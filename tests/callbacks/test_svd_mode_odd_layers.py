@@ -1,0 +1,119 @@
+"""Layers, steps and settings that mode switching cannot use: skipped, counted and named."""
+
+import math
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import nn
+
+from spectral_lightning.callbacks import SVDModeSwitch
+from spectral_lightning.control import CalibratedPolicy, ScheduledPolicy, SeedPolicy
+from spectral_lightning.optim import MuonAdamW, parameter_groups
+from spectral_lightning.spectra import read_mode_events
+from spectral_lightning.testing.tasks import TinyTask
+
+SIDES = ["two_sided", "left", "right", "block"]
+
+
+def scheduled(schedule, principal=0.25):
+    return ScheduledPolicy(schedule=schedule, principal=principal)
+
+
+def optimizer_of(name, net):
+    makers = {
+        "sgd": lambda: torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1),
+        "adamw": lambda: torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0.5),
+        "muon": lambda: MuonAdamW(parameter_groups(net), lr=0.02),
+    }
+    return makers[name]()
+
+
+class Task(TinyTask):
+    """The tiny task with an optimizer of one's choice."""
+
+    def __init__(self, optimizer="adamw", num_batches=400):
+        super().__init__(num_batches=num_batches)
+        self.name = optimizer
+
+    def configure_optimizers(self):
+        return optimizer_of(self.name, self.net)
+
+
+@pytest.mark.filterwarnings("ignore:SVDModeSwitch skips the analysis of net.[02] at step 1")
+@pytest.mark.parametrize("policy", [SeedPolicy(preset="phase1"), CalibratedPolicy()])
+def test_zero_layers_are_skipped_counted_and_come_alive(fit, policy):
+    task = Task()
+    nn.init.zeros_(task.net[7].weight)
+    nn.init.zeros_(task.net[5].weight)
+    switch = SVDModeSwitch(every_n_steps=1, policy=policy)
+    with pytest.warns(UserWarning, match=r"skips the analysis of net.5 at step 1, .* is zero"):
+        fit(switch, task=task, max_steps=30)
+    assert task.net[5].weight.norm() > 0
+    assert all(torch.isfinite(p).all() for p in task.parameters())
+    assert switch.state_dict()["layers"]["net.5"]["num_skipped"] >= 1
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted(fit, tmp_path):
+    class Break(Task):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return loss * math.nan if batch_idx == 4 else loss
+
+        def on_before_optimizer_step(self, optimizer):
+            pass
+
+        def on_after_backward(self):
+            self.broken = not torch.isfinite(self.net[2].weight.grad).all()
+
+        def optimizer_step(self, epoch, batch_idx, optimizer, closure):
+            optimizer.step(closure)
+
+    task = Break("sgd")
+    logger = CSVLogger(tmp_path)
+    switch = SVDModeSwitch("net.2", 2, scheduled({2: "lowrank"}))
+    with pytest.warns(UserWarning, match=r"skips the analysis of net.2 at step 4, as the gradient"):
+        fit(switch, task=task, max_steps=6, logger=logger)
+    events = read_mode_events(tmp_path / "lightning_logs/version_0/svd_mode.jsonl")
+    skipped = [event.step for event in events if event.event == "skipped"]
+    assert skipped[0] == 4
+
+
+def test_a_step_that_the_gradient_scaler_skips_is_no_effect(fit, tmp_path):
+    class Scaled(Task):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return loss * math.inf if batch_idx == 2 else loss
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    precision = MixedPrecision("16-mixed", "cpu", scaler)
+    switch = SVDModeSwitch("net.2", 1, scheduled({0: "lowrank"}))
+    with pytest.warns(UserWarning, match="skips the analysis of net.2 at step 2"):
+        trainer = fit(switch, task=Scaled(), max_steps=6, precision=None, plugins=[precision])
+    assert trainer.global_step == 6
+    assert switch.modes["net.2"].mode == "lowrank"
+
+
+def test_layers_that_cannot_be_switched_are_named_with_the_reason(fit, caplog):
+    net = nn.Sequential(nn.Linear(12, 3), nn.Linear(3, 8), nn.Linear(8, 6))
+    net[2].weight.requires_grad_(False)
+
+    task = TinyTask(net)
+    with pytest.warns(UserWarning, match="SVDModeSwitch has no effect"):
+        fit(SVDModeSwitch(every_n_steps=1), task=task)
+    assert "net.0 always trains as it is, since it has fewer than 4 rows or columns" in caplog.text
+    assert "net.2 always trains as it is, since it is frozen" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "sentence"),
+    [
+        ({"protection": "both"}, ValueError, "`protection` must be one of two_sided, left, right"),
+        ({"policy": "seed"}, TypeError, "`policy` must be a mode policy, got 'seed'"),
+        ({"every_n_steps": 0}, ValueError, "`every_n_steps` must be >= 1, got 0"),
+    ],
+)
+def test_a_wrong_argument_is_refused_at_construction(arguments, error, sentence):
+    with pytest.raises(error, match=sentence):
+        SVDModeSwitch(**arguments)
