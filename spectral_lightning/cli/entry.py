@@ -16,6 +16,8 @@ COMMANDS = {
     **TRAINER_COMMANDS,
     "generate": "write text with the language model of a checkpoint",
     "scan": "measure the weight matrices of a model on disk",
+    "watch": "report on a run that switches modes, also while it trains",
+    "compare": "compare two runs, and judge one against the other",
 }
 
 # Options that Lightning's command line takes before the command.
@@ -39,6 +41,8 @@ examples:
   spectral fit --model.help LanguageModeling
   spectral generate --checkpoint last.ckpt --prompt "The function returns"
   spectral scan last.ckpt --fail-on unhealthy
+  spectral watch runs/x --follow
+  spectral compare runs/baseline runs/x --criteria phase1
 """
 
 
@@ -49,8 +53,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments after the program's name. Defaults to those of the process.
 
     Returns:
-        Exit status: 0 for success, 1 if a scan breaks one of its rules, 2 for a mistake in the
-        arguments.
+        Exit status: 0 for success, 1 if a scan breaks one of its rules, a watched run is critical
+        or a compared run misses a criterion, 2 for a mistake in the arguments.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if "--traceback" in args:
@@ -76,6 +80,14 @@ def main(argv: list[str] | None = None) -> int:
         from spectral_lightning.cli import scan
 
         return scan.run(rest)
+    if command == "watch":
+        from spectral_lightning.cli import watch
+
+        return watch.run(rest)
+    if command == "compare":
+        from spectral_lightning.cli import compare
+
+        return compare.run(rest)
     if command in TRAINER_COMMANDS or command.split("=")[0] in LEADING_OPTIONS:
         from spectral_lightning.cli import main as trainer
 
