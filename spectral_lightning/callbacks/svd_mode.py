@@ -13,17 +13,26 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
-from spectral_lightning.actuators import ProtectedPart, Side
+from spectral_lightning.actuators import ProtectedPart
 from spectral_lightning.callbacks.base import SpectralCallback
+from spectral_lightning.callbacks.svd_mode_factored import FACTORED, Protection, layer_of
 from spectral_lightning.callbacks.svd_mode_layer import (
     NOT_FINITE,
     SMALLEST_SIZE,
     ModeLayer,
-    trained_by,
 )
 from spectral_lightning.callbacks.svd_mode_log import ModeLog
 from spectral_lightning.control import CalibratedPolicy, ModePolicy, ModeState
-from spectral_lightning.spectra import Condition, LayerAnalysis, ModeSettings, Target, is_due
+from spectral_lightning.nn import factorize
+from spectral_lightning.spectra import (
+    Condition,
+    LayerAnalysis,
+    ModeSettings,
+    SingularTriplets,
+    Target,
+    find_targets,
+    is_due,
+)
 from spectral_lightning.spectra.mode_measures import on_host, vectors_on_host
 
 
@@ -36,8 +45,7 @@ class SVDModeSwitch(SpectralCallback):
     the gradient before the optimizer's step (before clipping), out of the momentum once, and put
     back into the weight after the step, whatever the optimizer does. The weight stays one dense
     parameter of the same shape, so a switch changes no function, no graph and no optimizer, and
-    checkpoints load into the plain model. At each analysis in low-rank mode the principal
-    directions, and how many they are, are chosen anew from the weight of then.
+    checkpoints load into the plain model.
 
     Events go to ``svd_mode.jsonl`` in the logger's folder (`spectral watch` reads it) and the
     numbers to the loggers under ``svd/<measure>/<layer>``.
@@ -49,7 +57,13 @@ class SVDModeSwitch(SpectralCallback):
         policy: When to switch; None for ``CalibratedPolicy()``.
         protection: What low-rank mode keeps: ``"block"`` how the principal inputs reach the
             principal outputs, ``"left"`` all that reaches the principal outputs, ``"right"`` all
-            that reads the principal inputs, ``"two_sided"`` both.
+            that reads the principal inputs, ``"two_sided"`` both. ``"factored"`` and ``"legacy"``
+            make each linear layer a `FactoredLinear` before the optimizer is built and train two
+            factors in low-rank mode: kept out of the principal subspaces, or, as in the original,
+            not, which protects nothing.
+        refresh: Whether the principal directions, and how many they are, are chosen anew from the
+            weight at each analysis in low-rank mode. If not, those of the switch stay protected
+            until the layer returns to full mode.
         embeddings: Whether embedding tables take part.
         splits: Fused projections to take apart: glob to ``{part: number of output rows}``.
 
@@ -72,18 +86,20 @@ class SVDModeSwitch(SpectralCallback):
         layers: str | list[str] = "*",
         every_n_steps: int = 20,
         policy: ModePolicy | None = None,
-        protection: Side = "block",
+        protection: Protection = "block",
+        refresh: bool = True,
         embeddings: bool = False,
         splits: dict[str, dict[str, int]] | None = None,
     ) -> None:
         super().__init__(layers, every_n_steps, None, embeddings, splits)
         if policy is not None and not callable(getattr(policy, "update", None)):
             raise TypeError(f"`policy` must be a mode policy, got {policy!r}.")
-        if protection not in get_args(Side):
-            allowed = ", ".join(get_args(Side))
+        if protection not in get_args(Protection):
+            allowed = ", ".join(get_args(Protection))
             raise ValueError(f"`protection` must be one of {allowed}, got {protection!r}.")
         self.policy = CalibratedPolicy() if policy is None else policy
         self.protection = protection
+        self.refresh = refresh
         self._layers: dict[str, ModeLayer] = {}
         self._frozen: dict[str, Target] = {}
         self._saved: dict[str, Any] | None = None
@@ -105,6 +121,10 @@ class SVDModeSwitch(SpectralCallback):
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._layers, self._saved, self._log = {}, None, None
+            if self.protection in FACTORED:
+                targets = find_targets(pl_module, self.layers, splits=self.splits).targets
+                modules = {target.module for target in targets if target.rows is None}
+                factorize(pl_module, modules)
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -112,15 +132,13 @@ class SVDModeSwitch(SpectralCallback):
         self._layers, self._frozen = {}, {}
         for name in self.names:
             target = self.spectra.targets[name]
-            found = trained_by(target, trainer.optimizers)
-            if isinstance(found, str):
-                if not target.trainable:
-                    self._frozen[name] = target
-                rank_zero_info(f"SVDModeSwitch: {name} always trains as it is, since it {found}.")
-            else:
-                self._layers[name] = ModeLayer(
-                    target, found, self.protection, analysed=trainer.global_step
-                )
+            found = layer_of(target, trainer.optimizers, self.protection, trainer.global_step)
+            if isinstance(found, ModeLayer):
+                self._layers[name] = found
+                continue
+            if not target.trainable:
+                self._frozen[name] = target
+            rank_zero_info(f"SVDModeSwitch: {name} always trains as it is, since it {found}.")
         if not self._layers:
             rank_zero_warn(
                 "SVDModeSwitch has no effect: no optimizer trains a layer that `layers` selects and"
@@ -142,16 +160,13 @@ class SVDModeSwitch(SpectralCallback):
         stepped = [
             layer
             for layer in self._layers.values()
-            if layer.optimizer is optimizer and layer.gradient() is not None
+            if layer.optimizer is optimizer and layer.parameter.grad is not None
         ]
         due = [layer for layer in stepped if is_due(self.every_n_steps, step, layer.analysed)]
         if due:
             self._begin(due, step)
         for layer in stepped:
-            gradient = layer.gradient()
-            if layer.part is not None and gradient is not None:
-                with layer.target.editing(gradient) as matrix:
-                    layer.part.remove_(matrix)
+            layer.before_step()
 
     @override
     def on_train_batch_end(
@@ -170,10 +185,7 @@ class SVDModeSwitch(SpectralCallback):
     @override
     def on_weights(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for layer in self._layers.values():
-            if layer.part is not None:
-                with layer.target.editing() as weight:
-                    layer.part.restore_(weight)
-                layer.num_protected += 1
+            layer.after_step()
         pending = [layer for layer in self._layers.values() if layer.analysis is not None]
         if pending:
             self._finish(trainer, pending)
@@ -210,13 +222,22 @@ class SVDModeSwitch(SpectralCallback):
 
     def _finish(self, trainer: pl.Trainer, pending: Sequence[ModeLayer]) -> None:
         """Measure what the step did, decide, and carry it out; the same on all ranks."""
+
+        def share(triplets: SingularTriplets) -> SingularTriplets:
+            """Decompositions may differ in their last digits from rank to rank."""
+            if trainer.world_size == 1:
+                return triplets
+            found = trainer.strategy.broadcast([part.cpu() for part in triplets])
+            device = triplets.values.device
+            return SingularTriplets(*(part.to(device) for part in found))
+
         effects = on_host([layer.measure_effect() for layer in pending])
         analyses: list[LayerAnalysis] = []
         for layer, effect in zip(pending, effects, strict=True):
             assert layer.analysis is not None
             found = layer.analysis
             found.numbers = {**found.numbers, **effect}
-            if trainer.world_size > 1:  # decompositions may differ in their last digits
+            if trainer.world_size > 1:
                 shared = (found.numbers, found.values, found.num_principal, self._loss)
                 shared = trainer.strategy.broadcast(shared)
                 found.numbers, found.values, found.num_principal, self._loss = shared
@@ -225,12 +246,9 @@ class SVDModeSwitch(SpectralCallback):
                 self._skip(layer, found.step, reason)
                 layer.analysis = None
                 continue
-            analyses.append(layer.decide(self.policy, self._loss))
-            layer.protect()
-            if layer.part is not None and trainer.world_size > 1:
-                state = trainer.strategy.broadcast(layer.part.state_dict())
-                layer.part = ProtectedPart.from_state_dict(state, layer.part.left.device)
-            layer.remove_momentum()
+            analyses.append(layer.decide(self.policy, self._loss, refresh=self.refresh))
+            if self.refresh or analyses[-1].switches:
+                layer.protect(self.spectra.vectors, share)
             layer.end(self.policy)
         if self._log is not None:
             self._log.analysed(trainer, analyses)

@@ -1,16 +1,17 @@
 """What `SVDModeSwitch` keeps of a layer: its mode, its protected part, the analysis under way."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from spectral_lightning.actuators import ProtectedPart, Side, first_moments
 from spectral_lightning.control import Mode, ModePolicy, ModeReading, ModeState
+from spectral_lightning.nn import FactoredLinear
 from spectral_lightning.spectra import LayerAnalysis, SingularTriplets, Target, VectorCache
 from spectral_lightning.spectra.mode_measures import (
     Measures,
@@ -24,6 +25,8 @@ NO_STEP = "the optimizer took no step"
 NOT_FINITE = "the gradient or the weight has a NaN or infinite entry"
 ZERO = "the gradient or the weight is zero"
 
+
+Share = Callable[[SingularTriplets], SingularTriplets]
 
 SMALLEST_SIZE = 4
 """Smallest ``min(m, n)`` that can be split into principal and minor directions."""
@@ -66,11 +69,26 @@ class ModeLayer:
         """``min(m, n)``."""
         return min(self.target.shape)
 
-    def gradient(self) -> Tensor | None:
-        """The parameter's gradient, stored like the parameter; None if there is none."""
-        parameter = self.target.parameter
+    @property
+    def parameter(self) -> nn.Parameter:
+        """Parameter whose gradient is that of the weight."""
+        parameter = parameter_of(self.target)
         assert parameter is not None
-        return parameter.grad
+        return parameter
+
+    def before_step(self) -> None:
+        """Take the protected part out of the gradient."""
+        gradient = self.parameter.grad
+        if self.part is not None and gradient is not None:
+            with self.target.editing(gradient) as matrix:
+                self.part.remove_(matrix)
+
+    def after_step(self) -> None:
+        """Put the protected part back into the weight."""
+        if self.part is not None:
+            with self.target.editing() as weight:
+                self.part.restore_(weight)
+            self.num_protected += 1
 
     def begin(self, step: int, vectors: VectorCache, policy: ModePolicy) -> Tensor | None:
         """Decompose the weight.
@@ -92,7 +110,7 @@ class ModeLayer:
 
     def measure_intent(self, numbers: Sequence[float], policy: ModePolicy) -> Measures:
         """Choose the principal directions, and measure weight and gradient."""
-        found, gradient = self.analysis, self.gradient()
+        found, gradient = self.analysis, self.parameter.grad
         assert found is not None
         assert gradient is not None
         norm, *found.values = numbers
@@ -100,7 +118,8 @@ class ModeLayer:
         triplets, k = found.triplets, found.num_principal
         weight_norm = torch.full_like(triplets.values[0], norm, dtype=torch.float64)
         measures = spectrum_measures(triplets, weight_norm, k, self.size)
-        measures |= intent_measures(self.target.matrix(gradient), triplets, k, self.side)
+        matrix = self.target.matrix(gradient)
+        measures |= intent_measures(matrix, found.before, triplets, k, self.side)
         if self.previous_left is not None and self.previous_left.shape[1] >= k:
             previous = self.previous_left.to(triplets.left.device)
             measures |= rotation_measures(previous, triplets, k)
@@ -112,7 +131,8 @@ class ModeLayer:
         assert found is not None
         dtype = found.triplets.values.dtype
         update = weight.to(dtype) - found.before.to(dtype)
-        measures = effect_measures(update, found.triplets, found.num_principal, self.side)
+        k = found.num_principal
+        measures = effect_measures(update, found.before, found.triplets, k, self.side)
         if self.part is not None:
             measures["protected_change"] = self.part.change(weight)
         return measures
@@ -127,11 +147,13 @@ class ModeLayer:
             return ZERO
         return NO_STEP if numbers["update_norm"] == 0 else None
 
-    def decide(self, policy: ModePolicy, loss: float | None) -> LayerAnalysis:
+    def decide(self, policy: ModePolicy, loss: float | None, *, refresh: bool) -> LayerAnalysis:
         """Let the policy decide; `protect` carries it out."""
         assert self.analysis is not None
         found, old = self.analysis, self.state
         self.state, verdict = policy.update(old, _reading(found, self))
+        if self.part is not None and self.state.mode is Mode.LOW_RANK and not refresh:
+            self.state = replace(self.state, rank=self.size - self.part.num_principal)
         rank = self.size - found.num_principal
         return LayerAnalysis(
             step=found.step,
@@ -146,28 +168,32 @@ class ModeLayer:
             measures=dict(found.numbers),
         )
 
-    def protect(self) -> None:
+    def protect(self, vectors: VectorCache, share: Share) -> None:
         """Protect the principal directions of now, or none, as the state says.
 
         The weight itself stays as it is; what momentum there is in the protected part, of then or
         of now, is taken out.
+
+        Args:
+            vectors: Singular vectors of the weight as it is now, for those who need more of them.
+            share: Makes tensors those of rank 0.
         """
         assert self.analysis is not None
         self.remove_momentum()  # such as an L2 penalty has left there
         if self.state.mode is Mode.FULL or self.state.rank is None:
             self.part = None
             return
-        k, triplets = self.size - self.state.rank, self.analysis.triplets
+        k, triplets = self.size - self.state.rank, share(self.analysis.triplets)
         weight = self.target.matrix()
         self.part = ProtectedPart(weight, triplets.left[:, :k], triplets.right[:, :k], self.side)
+        self.remove_momentum()
 
     def remove_momentum(self) -> None:
         """Take the protected part out of the optimizer's running means."""
-        parameter, part = self.target.parameter, self.part
-        assert parameter is not None
+        part = self.part
         if part is None:
             return
-        for moment in first_moments(self.optimizer, parameter):
+        for moment in first_moments(self.optimizer, self.parameter):
             with self.target.editing(moment) as matrix:
                 part.remove_(matrix)
 
@@ -224,9 +250,16 @@ def _reading(found: Analysis, layer: ModeLayer) -> ModeReading:
     )
 
 
+def parameter_of(target: Target) -> nn.Parameter | None:
+    """Parameter that gets the gradient of a target's whole weight; None if there is none."""
+    if isinstance(target.module, FactoredLinear):
+        return target.module.get_parameter("weight")
+    return target.parameter
+
+
 def trained_by(target: Target, optimizers: Iterable[Optimizer]) -> Optimizer | str:
     """The optimizer that trains a layer, or why the layer cannot be switched."""
-    parameter = target.parameter
+    parameter = parameter_of(target)
     if parameter is None:
         return "has a weight that is computed from others"
     if min(target.shape) < SMALLEST_SIZE:

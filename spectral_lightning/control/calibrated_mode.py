@@ -19,26 +19,25 @@ from spectral_lightning.control.modes import (
 class CalibratedPolicy:
     """Protect a layer while updates erode what it has learned, and release it afterwards.
 
-    In full mode it looks at the update really applied (*effect*): a vote for protection is a lift
-    above `enter_lift` together with an erosion above `erosion`. In low-rank mode the
-    applied update cannot touch the protected part any more, so it looks at the gradient (*intent*):
-    a vote for release is a lift below `exit_lift` or an erosion below 0. A switch needs `patience`
-    votes in a row and lies at least `dwell` analyses behind the last one.
+    In full mode it looks at the update really applied (*effect*): a vote for protection is an
+    erosion above `enter_erosion`. In low-rank mode the applied update cannot touch the protected
+    part any more, so it looks at the gradient (*intent*): a vote for release is an erosion below
+    `exit_erosion`. A switch needs `patience` votes in a row and lies at least `dwell` analyses
+    behind the last one.
 
-    Both measures are what chance would give for an update that knows nothing of the weight: a lift
-    of 1 and an erosion of 0 with standard deviation 1, whatever the shape and ``k``. So noise never
-    locks a layer in.
+    Erosion is measured in standard deviations of what chance gives: an update that knows nothing of
+    the weight has erosion 0 with standard deviation 1, whatever the shape and ``k``, and one that
+    only shrinks the weight as a whole has none. So neither noise nor weight decay locks a layer in.
+    Energies of the update are not looked at: those of Muon's hardly depend on the gradient.
 
     Raises:
         ValueError: If a setting is out of its range.
     """
 
-    enter_lift: float = 1.5
-    """Lift from which on an update counts as overwriting, above `exit_lift`."""
-    exit_lift: float = 1.2
-    """Lift below which it no longer does, at least 1."""
-    erosion: float = 3.0
-    """Erosion that chance does not explain, in its standard deviations."""
+    enter_erosion: float = 4.0
+    """Erosion by an update that calls for protection, above `exit_erosion`."""
+    exit_erosion: float = 1.0
+    """Erosion by a gradient below which the danger is over, at least 0."""
     patience: int = 2
     """Votes in a row that a switch takes, at least 1."""
     dwell: int = 3
@@ -53,13 +52,13 @@ class CalibratedPolicy:
     """Optimizer steps without a decision, as in the original."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.exit_lift < self.enter_lift < math.inf:
+        if not 0 <= self.exit_erosion < self.enter_erosion < math.inf:
             raise ValueError(
-                "`exit_lift` and `enter_lift` must satisfy 1 <= exit_lift < enter_lift, got"
-                f" {self.exit_lift} and {self.enter_lift}."
+                "`exit_erosion` and `enter_erosion` must satisfy 0 <= exit_erosion < enter_erosion,"
+                f" got {self.exit_erosion} and {self.enter_erosion}."
             )
-        for name, least in {"erosion": 0, "patience": 1, "dwell": 0, "warmup_steps": 0}.items():
-            if not least <= getattr(self, name) < math.inf:
+        for name, least in {"patience": 1, "dwell": 0, "warmup_steps": 0}.items():
+            if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be >= {least}, got {getattr(self, name)}.")
         if not 0 < self.energy < 1:
             raise ValueError(f"`energy` must be in (0, 1), got {self.energy}.")
@@ -77,10 +76,8 @@ class CalibratedPolicy:
     def conditions(self) -> tuple[PolicyCondition, ...]:
         """The thresholds of both directions."""
         return (
-            PolicyCondition("effect_lift", "optimal", True, self.enter_lift),
-            PolicyCondition("effect_erosion", "optimal", True, self.erosion),
-            PolicyCondition("intent_lift", "release", False, self.exit_lift),
-            PolicyCondition("intent_erosion", "release", False, 0.0),
+            PolicyCondition("effect_erosion", "danger", True, self.enter_erosion),
+            PolicyCondition("intent_erosion", "release", False, self.exit_erosion),
         )
 
     def most_principal(self, size: int) -> int:
@@ -147,10 +144,10 @@ class CalibratedPolicy:
         if not is_finite(reading):
             return None
         if mode is Mode.LOW_RANK:
-            return reading.intent_lift < self.exit_lift or reading.intent_erosion < 0
-        if reading.effect_lift is None or reading.effect_erosion is None:
+            return reading.intent_erosion < self.exit_erosion
+        if reading.effect_erosion is None:
             return None
-        return reading.effect_lift > self.enter_lift and reading.effect_erosion > self.erosion
+        return reading.effect_erosion > self.enter_erosion
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()

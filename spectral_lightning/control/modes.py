@@ -63,8 +63,8 @@ class ModeReading:
     intent_lift: float
     """Gradient energy in the protected part, over chance."""
     intent_erosion: float
-    """How strongly a step down the gradient would shrink ``W_k``, in standard deviations of
-    chance: ``<G, W_k> sqrt(m n) / (||G|| ||W_k||)``."""
+    """How strongly a step down the gradient would shrink ``W_k`` beside the rest, in standard
+    deviations of chance: ``cos(G, W_k) sqrt(m n)``, both without their component along ``W``."""
     effect_lift: float | None
     """Energy of the applied update in the protected part, over chance."""
     effect_erosion: float | None

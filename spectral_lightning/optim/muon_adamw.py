@@ -199,7 +199,9 @@ class MuonAdamW(torch.optim.Optimizer):
         """Move matrices by Muon; the group's ``step`` counts these calls."""
         warmup_steps = group["momentum_warmup_steps"]
         warm = min(group["step"] / warmup_steps, 1.0) if warmup_steps > 0 else 1.0
+        momentum = (1 - warm) * group["momentum_start"] + warm * group["momentum"]
         group["step"] += 1
+        group["momentum_now"] = momentum  # for those who watch, or average along
         for param in params:
             if not self.state[param]:
                 self.state[param]["momentum_buffer"] = torch.zeros_like(param)
@@ -207,7 +209,7 @@ class MuonAdamW(torch.optim.Optimizer):
             params,
             [self.state[param]["momentum_buffer"] for param in params],
             lr=group["lr"],
-            momentum=(1 - warm) * group["momentum_start"] + warm * group["momentum"],
+            momentum=momentum,
             weight_decay=group["weight_decay"],
             ns_steps=group["ns_steps"],
             ns_dtype=NS_DTYPES[group["ns_dtype"]],

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from spectral_lightning.linalg import (
-    PrincipalEnergy,
     Side,
     SingularTriplets,
     chance_share,
@@ -69,11 +68,14 @@ def rotation_measures(previous: Tensor, triplets: SingularTriplets, k: int) -> M
     return {"subspace_angle": angles[-1], "subspace_overlap": angles.cos().square().mean()}
 
 
-def intent_measures(gradient: Tensor, triplets: SingularTriplets, k: int, side: Side) -> Measures:
+def intent_measures(
+    gradient: Tensor, weight: Tensor, triplets: SingularTriplets, k: int, side: Side
+) -> Measures:
     """What a gradient asks of the principal directions.
 
     Args:
         gradient: Gradient ``G`` of the loss by the weight, shape ``(m, n)``.
+        weight: The weight ``W``, shape ``(m, n)``.
         triplets: Triplets of the weight, at least ``k``.
         k: Principal directions.
         side: The part whose energy is compared with chance in ``intent_lift``.
@@ -97,16 +99,19 @@ def intent_measures(gradient: Tensor, triplets: SingularTriplets, k: int, side: 
         "left_lift": left / chance_share(shape, k, "left"),
         "right_lift": right / chance_share(shape, k, "right"),
         "intent_lift": energy.of(side).double() / chance_share(shape, k, side),
-        "intent_erosion": _erosion(-gradient, energy, triplets, k),
+        "intent_erosion": _erosion(-gradient, weight, triplets, k),
         "gradient_norm": energy.total.double().sqrt(),
     }
 
 
-def effect_measures(update: Tensor, triplets: SingularTriplets, k: int, side: Side) -> Measures:
+def effect_measures(
+    update: Tensor, weight: Tensor, triplets: SingularTriplets, k: int, side: Side
+) -> Measures:
     """What an applied update did to the principal directions.
 
     Args:
         update: Weight after the optimizer's step minus weight before, shape ``(m, n)``.
+        weight: The weight before, shape ``(m, n)``.
         triplets: Triplets of the weight before, at least ``k``.
         k: Principal directions.
         side: The part whose energy is compared with chance in ``effect_lift``.
@@ -121,7 +126,7 @@ def effect_measures(update: Tensor, triplets: SingularTriplets, k: int, side: Si
     shape = (update.shape[0], update.shape[1])
     return {
         "effect_lift": energy.of(side).double() / chance_share(shape, k, side),
-        "effect_erosion": _erosion(update, energy, triplets, k),
+        "effect_erosion": _erosion(update, weight, triplets, k),
         "largest_erosion": (-changes / triplets.values[:k]).amax().double(),
         "update_norm": energy.total.double().sqrt(),
     }
@@ -158,10 +163,19 @@ def _rest(gradient: Tensor, triplets: SingularTriplets, principal: Tensor) -> Me
     }
 
 
-def _erosion(step: Tensor, energy: PrincipalEnergy, triplets: SingularTriplets, k: int) -> Tensor:
-    """How strongly a step shrinks ``W_k``, in standard deviations of an unrelated step."""
+def _erosion(step: Tensor, weight: Tensor, triplets: SingularTriplets, k: int) -> Tensor:
+    """How strongly a step shrinks ``W_k`` beside the rest, in standard deviations of chance.
+
+    The component along the whole weight is left out: shrinking all directions alike, as weight
+    decay does, or scaling a layer that is normalised afterwards, erodes none.
+    """
+    X, W = step.double(), weight.double()
+    scale = (X * W).sum() / W.square().sum()
     values = triplets.values[:k].double()
     changes = principal_changes(step, triplets.left[:, :k], triplets.right[:, :k]).double()
-    size = math.sqrt(step.shape[0] * step.shape[1])
-    norm = torch.linalg.vector_norm(values) * energy.total.double().sqrt()
-    return -(changes * values).sum() * size / norm
+    # Of W_k only what is orthogonal to W counts either, so that chance has variance 1.
+    own = values.square().sum()
+    size = (own - own.square() / W.square().sum()).clamp_min(0).sqrt()
+    norm = (X.square().sum() - scale.square() * W.square().sum()).clamp_min(0).sqrt()
+    projected = (changes * values).sum() - scale * own
+    return -projected * math.sqrt(step.numel()) / (size * norm)

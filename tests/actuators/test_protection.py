@@ -96,9 +96,7 @@ def test_the_state_gives_the_same_part():
 
 
 def test_an_unknown_side_is_refused():
-    with pytest.raises(
-        ValueError, match="`side` must be one of two_sided, left, right, block,"
-    ):
+    with pytest.raises(ValueError, match="`side` must be one of two_sided, left, right, block,"):
         part_of(randn(8, 8), "both", k=2)
 
 

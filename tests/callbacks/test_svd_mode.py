@@ -263,7 +263,10 @@ def test_measures_are_those_of_weight_gradient_and_step(fit):
     assert numbers["effect_lift"] == pytest.approx(effect.item(), rel=1e-3)
     changes = ((step @ Vk) * Uk).sum(0)
     assert numbers["largest_erosion"] == pytest.approx((-changes / Sk).max().item(), rel=1e-3)
-    erosion = -(changes * Sk).sum() * 40 / (step.norm() * Sk.norm())
+    # Cosine of the step and -W_k, both without their component along W.
+    principal = Uk * Sk @ Vk.mT
+    rest = [x - (x * W).sum() / W.square().sum() * W for x in (step, principal)]
+    erosion = -(rest[0] * rest[1]).sum() * 40 / (rest[0].norm() * rest[1].norm())
     assert numbers["effect_erosion"] == pytest.approx(erosion.item(), rel=1e-3)
 
 

@@ -8,9 +8,7 @@ from spectral_lightning.callbacks import SVDModeSwitch
 from spectral_lightning.control import CalibratedPolicy, ScheduledPolicy, SeedPolicy
 from spectral_lightning.testing.contracts import CallbackContract, MeasurementContract
 
-EAGER = CalibratedPolicy(
-    enter_lift=1.0001, exit_lift=1.0, erosion=0.0, patience=1, dwell=0, warmup_steps=0
-)
+EAGER = CalibratedPolicy(enter_erosion=0.01, exit_erosion=0.0, patience=1, dwell=0, warmup_steps=0)
 
 
 class TestProtecting(CallbackContract):
@@ -39,9 +37,8 @@ class TestSwitching(CallbackContract):
         "policy": {
             "class_path": "spectral_lightning.control.CalibratedPolicy",
             "init_args": {
-                "enter_lift": 1.0001,
-                "exit_lift": 1.0,
-                "erosion": 0.0,
+                "enter_erosion": 0.01,
+                "exit_erosion": 0.0,
                 "patience": 1,
                 "dwell": 0,
                 "warmup_steps": 0,

@@ -1,0 +1,110 @@
+"""Mode switching of layers whose minor directions are trained as a product of two factors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from spectral_lightning.actuators import ProtectedPart, carry_moments, first_moments, share_moments
+from spectral_lightning.callbacks.svd_mode_layer import ModeLayer, Share, trained_by
+from spectral_lightning.control import Mode
+from spectral_lightning.nn import FactoredLinear
+from spectral_lightning.spectra import Target, VectorCache
+
+FACTORED = ("factored", "legacy")
+Protection = Literal["two_sided", "left", "right", "block", "factored", "legacy"]
+
+
+@dataclass(slots=True)
+class FactoredModeLayer(ModeLayer):
+    """A `FactoredLinear` under mode switching.
+
+    In low-rank mode the optimizer trains the factors; the base, which holds the principal part,
+    keeps receiving the exact gradient but is not stepped. The factors alone can still move the
+    principal part: only projected ones cannot.
+    """
+
+    is_protected: bool = True
+    """Whether factors, gradients and momentum are kept out of the principal subspaces; False as in
+    the original."""
+
+    @property
+    def module(self) -> FactoredLinear:
+        """The layer itself."""
+        assert isinstance(self.target.module, FactoredLinear)
+        return self.target.module
+
+    @override
+    def before_step(self) -> None:
+        """Take the base's gradient away, and the protected part out of the factors'."""
+        if self.part is None:
+            return
+        gradient, self.module.weight.grad = self.module.weight.grad, None
+        if gradient is not None:
+            carry_moments(self.optimizer, self.module, gradient)
+        B, A = self.module.left_factor, self.module.right_factor
+        self._project([B.grad], [A.grad])
+
+    @override
+    def after_step(self) -> None:
+        """Keep the factors out of the protected part."""
+        if self.part is not None:
+            self._project([self.module.left_factor], [self.module.right_factor])
+            self.num_protected += 1
+
+    @override
+    def protect(self, vectors: VectorCache, share: Share) -> None:
+        """Split the weight anew, or make it one again; its value stays as it is."""
+        assert self.analysis is not None
+        self.module.merge_()
+        self.part = None
+        if self.state.mode is Mode.LOW_RANK and self.state.rank is not None:
+            k = self.size - self.state.rank
+            left, values, right = share(vectors.all(self.target.name))
+            self.module.split_(left[:, k:], values[k:], right[:, k:])
+            weight = self.module.spectral_weight()
+            self.part = ProtectedPart(weight, left[:, :k], right[:, :k], "two_sided")
+        share_moments(self.optimizer, self.module)
+        self.remove_momentum()
+
+    @override
+    def remove_momentum(self) -> None:
+        """Keep the factors' running means out of the protected part."""
+        B, A = self.module.left_factor, self.module.right_factor
+        self._project(first_moments(self.optimizer, B), first_moments(self.optimizer, A))
+
+    @torch.no_grad()
+    def _project(self, lefts: Sequence[Tensor | None], rights: Sequence[Tensor | None]) -> None:
+        """Take the principal directions out of what is stored like ``B`` and like ``A``."""
+        if self.part is None or not self.is_protected:
+            return
+        U, V = self.part.left, self.part.right
+        for B in lefts:
+            if B is not None:
+                B.sub_(U @ (U.mT @ B))
+        for A in rights:
+            if A is not None:
+                A.sub_((A @ V) @ V.mT)
+
+
+def layer_of(
+    target: Target, optimizers: Sequence[Optimizer], protection: Protection, step: int
+) -> ModeLayer | str:
+    """What to keep of a layer, or why it cannot be protected in this way."""
+    optimizer = trained_by(target, optimizers)
+    if isinstance(optimizer, str):
+        return optimizer
+    is_factored = isinstance(target.module, FactoredLinear)
+    if protection == "factored" or protection == "legacy":
+        if not is_factored:
+            return "is no linear layer that could be factored"
+        return FactoredModeLayer(
+            target, optimizer, "two_sided", step, is_protected=protection == "factored"
+        )
+    if is_factored:
+        return "is a FactoredLinear, which needs `protection='factored'`"
+    return ModeLayer(target, optimizer, protection, step)
