@@ -129,6 +129,7 @@ class SVDModeSwitch(SpectralCallback):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        self._refuse_others(trainer)
         self._layers, self._frozen = {}, {}
         for name in self.names:
             target = self.spectra.targets[name]
@@ -266,6 +267,17 @@ class SVDModeSwitch(SpectralCallback):
             protection=self.protection,
             conditions=tuple(Condition(*condition) for condition in self.policy.conditions),
         )
+
+    def _refuse_others(self, trainer: pl.Trainer) -> None:
+        """Refuse a layer that another instance switches too: each would undo the other's work."""
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(other, SVDModeSwitch) and other is not self:
+                both = [name for name in self.names if name in other.names]
+                if both:
+                    raise ValueError(
+                        "`layers` of several SVDModeSwitch callbacks must not overlap, got"
+                        f" {both[0]!r} in two of them; give each its own layers."
+                    )
 
     def _refuse_thawed(self, trainer: pl.Trainer) -> None:
         """Refuse a layer that DDP took for frozen: its gradients differ from rank to rank."""

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -102,6 +103,8 @@ def layer_of(
     if protection == "factored" or protection == "legacy":
         if not is_factored:
             return "is no linear layer that could be factored"
+        if isinstance(target.module.weight, DTensor):
+            return f"is sharded, which `protection={protection!r}` cannot be; take 'two_sided'"
         return FactoredModeLayer(
             target, optimizer, "two_sided", step, is_protected=protection == "factored"
         )

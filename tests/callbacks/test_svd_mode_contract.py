@@ -11,7 +11,15 @@ from spectral_lightning.testing.contracts import CallbackContract, MeasurementCo
 EAGER = CalibratedPolicy(enter_erosion=0.01, exit_erosion=0.0, patience=1, dwell=0, warmup_steps=0)
 
 
-class TestProtecting(CallbackContract):
+class OneForEachLayer:
+    """Two instances would undo each other's work, so that there is no bill to share."""
+
+    def test_two_cost_what_the_more_demanding_one_costs(self, tmp_path):
+        with pytest.raises(ValueError, match="`layers` of several SVDModeSwitch callbacks must"):
+            self.fit(tmp_path, self.make(layers="net.2"), self.make(layers="net.[25]"))
+
+
+class TestProtecting(OneForEachLayer, CallbackContract):
     """From the first analysis on, layers are protected."""
 
     callback_class = SVDModeSwitch
@@ -28,7 +36,7 @@ class TestProtecting(CallbackContract):
     }
 
 
-class TestSwitching(CallbackContract):
+class TestSwitching(OneForEachLayer, CallbackContract):
     """A policy that switches as it measures."""
 
     callback_class = SVDModeSwitch
@@ -47,7 +55,7 @@ class TestSwitching(CallbackContract):
     }
 
 
-class TestSeed(CallbackContract):
+class TestSeed(OneForEachLayer, CallbackContract):
     """The original's policy, which needs whole spectra."""
 
     callback_class = SVDModeSwitch
@@ -64,7 +72,7 @@ class TestSeed(CallbackContract):
 
 
 @pytest.mark.filterwarnings("ignore:SVDModeSwitch skips the analysis")
-class TestFullMode(MeasurementContract):
+class TestFullMode(OneForEachLayer, MeasurementContract):
     """A run that never leaves full mode is bitwise the run without the callback."""
 
     callback_class = SVDModeSwitch
@@ -76,5 +84,22 @@ class TestFullMode(MeasurementContract):
         "policy": {
             "class_path": "spectral_lightning.control.ScheduledPolicy",
             "init_args": {"schedule": {}},
+        }
+    }
+
+
+class TestFactored(OneForEachLayer, CallbackContract):
+    """Factors kept out of the principal subspaces."""
+
+    callback_class = SVDModeSwitch
+    init_args: ClassVar[dict[str, Any]] = {
+        "every_n_steps": 1,
+        "policy": ScheduledPolicy(schedule={0: "lowrank", 4: "full"}, principal=0.25),
+        "protection": "factored",
+    }
+    yaml_args: ClassVar = {
+        "policy": {
+            "class_path": "spectral_lightning.control.ScheduledPolicy",
+            "init_args": {"schedule": {0: "lowrank", 4: "full"}, "principal": 0.25},
         }
     }

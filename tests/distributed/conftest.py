@@ -5,7 +5,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from spectral_lightning.callbacks import ASSR, SpectralMonitor
+from spectral_lightning.callbacks import ASSR, SpectralMonitor, SVDModeSwitch
 from spectral_lightning.testing.distributed import run_ranks
 from spectral_lightning.testing.tasks import TinyNetwork, TinyTask, quiet_trainer
 
@@ -28,13 +28,15 @@ class ShardedTask(Task):
         fully_shard(self.net, mesh=mesh)
 
 
-def fit(folder, strategy, task, *, ckpt_path=None, save=None, assr=None, **changes):
+def fit(folder, strategy, task, *, ckpt_path=None, save=None, assr=None, svd=None, **changes):
     """Fit, and return what a rank knows: readings, weights and metrics.
 
-    With `assr`, the arguments of an ASSR callback, its interventions are among the metrics.
+    With `assr`, the arguments of an ASSR callback, its interventions are among the metrics; with
+    `svd`, those of mode switching, the modes and protected bases.
     """
     monitor = SpectralMonitor(spectrum_every_n_steps=3)
     callbacks = [monitor] if assr is None else [monitor, ASSR(**assr)]
+    callbacks += [] if svd is None else [SVDModeSwitch(**svd)]
     logger = CSVLogger(folder, name="", version="")
     arguments = {"max_steps": 6, "strategy": strategy, "logger": logger} | changes
     trainer = quiet_trainer(folder, *callbacks, use_distributed_sampler=False, **arguments)
@@ -48,6 +50,9 @@ def fit(folder, strategy, task, *, ckpt_path=None, save=None, assr=None, **chang
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
     if assr is not None:
         metrics["interventions"] = callbacks[1].interventions
+    if svd is not None:
+        metrics["modes"] = callbacks[-1].modes
+        metrics["bases"] = {name: part.left for name, part in callbacks[-1].parts.items()}
     return monitor.readings, weights, metrics
 
 
