@@ -5,7 +5,6 @@ from spectral_lightning.linalg.alignment import (
     PrincipalPart,
     Side,
     chance_share,
-    principal_changes,
     principal_energy,
     principal_part,
 )
@@ -77,7 +76,6 @@ __all__ = [
     "orthonormalize_rows",
     "participation_ratio",
     "principal_angles",
-    "principal_changes",
     "principal_energy",
     "principal_part",
     "rayleigh_ritz",

@@ -19,19 +19,24 @@ Side = Literal["two_sided", "left", "right", "block"]
 
 
 class PrincipalEnergy(NamedTuple):
-    """Squared Frobenius norms of a matrix ``X`` and of its parts; 0-d, in the units of ``X^2``.
+    """What of a matrix ``X`` is in principal subspaces: squared norms, 0-d, and diagonal entries.
 
     Attributes:
         total: ``||X||_F^2``.
         left: ``||U_k^T X||_F^2``, what reaches the principal outputs.
         right: ``||X V_k||_F^2``, what reads the principal inputs.
         block: ``||U_k^T X V_k||_F^2``, what does both.
+        changes: ``u_i^T X v_i``, shape ``(k,)``, in the units of ``X``. If the bases are singular
+            vectors of a weight to which ``X`` is added, the changes of its singular values to first
+            order: negative where a direction is eroded, positive where it is strengthened (Stewart
+            and Sun 1990, "Matrix perturbation theory", sec. IV.2).
     """
 
     total: Float[Tensor, ""]
     left: Float[Tensor, ""]
     right: Float[Tensor, ""]
     block: Float[Tensor, ""]
+    changes: Float[Tensor, " k"]
 
     def of(self, side: Side) -> Tensor:
         """Share of the energy in a part, dimensionless, in [0, 1]; NaN for a matrix of zeros."""
@@ -73,41 +78,7 @@ def principal_energy(
     with full_precision(X.device):
         rows, columns = left.to(dtype).mT @ X, X @ right.to(dtype)
         block = rows @ right.to(dtype)
-    return PrincipalEnergy(*(_energy(part) for part in (X, rows, columns, block)))
-
-
-def principal_changes(
-    update: Float[Tensor, "m n"], left: Float[Tensor, "m k"], right: Float[Tensor, "n k"]
-) -> Float[Tensor, " k"]:
-    """Change of each principal singular value by an update, to first order: ``u_i^T X v_i``.
-
-    Negative where the update erodes a direction, positive where it strengthens it. Exact up to
-    ``||X||_2^2`` over the distance to the next value (Stewart and Sun 1990, theorem IV.2.3).
-
-    Args:
-        update: Matrix ``X`` added to the weight, shape ``(m, n)``.
-        left: Left singular vectors, shape ``(m, k)``.
-        right: Right singular vectors, shape ``(n, k)``.
-
-    Returns:
-        Changes, shape ``(k,)``, in the weight's own units.
-
-    Raises:
-        ValueError: If the shapes do not fit together.
-
-    References:
-        Stewart and Sun (1990), "Matrix perturbation theory", sec. IV.2.
-
-    Example:
-        >>> vectors = torch.eye(2)
-        >>> principal_changes(torch.diag(torch.tensor([-0.5, 0.25])), vectors, vectors)
-        tensor([-0.5000,  0.2500])
-    """
-    require_bases(update, left, right)
-    dtype = compute_dtype(update)
-    X = update.detach().to(dtype)
-    with full_precision(X.device):
-        return ((X @ right.to(dtype)) * left.to(dtype)).sum(0)
+    return PrincipalEnergy(*(_energy(part) for part in (X, rows, columns, block)), block.diagonal())
 
 
 def chance_share(shape: tuple[int, int], k: int, side: Side) -> float:

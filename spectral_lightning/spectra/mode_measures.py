@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from spectral_lightning.linalg import (
+    PrincipalEnergy,
     Side,
     SingularTriplets,
     chance_share,
     energy_rank,
     principal_angles,
-    principal_changes,
     principal_energy,
 )
 
@@ -99,7 +99,7 @@ def intent_measures(
         "left_lift": left / chance_share(shape, k, "left"),
         "right_lift": right / chance_share(shape, k, "right"),
         "intent_lift": energy.of(side).double() / chance_share(shape, k, side),
-        "intent_erosion": _erosion(-gradient, weight, triplets, k),
+        "intent_erosion": -_erosion(gradient, weight, triplets.values[:k], energy),
         "gradient_norm": energy.total.double().sqrt(),
     }
 
@@ -122,12 +122,11 @@ def effect_measures(
         ``update_norm``: Frobenius norm of the update, weight's own units.
     """
     energy = principal_energy(update, triplets.left[:, :k], triplets.right[:, :k])
-    changes = principal_changes(update, triplets.left[:, :k], triplets.right[:, :k])
     shape = (update.shape[0], update.shape[1])
     return {
         "effect_lift": energy.of(side).double() / chance_share(shape, k, side),
-        "effect_erosion": _erosion(update, weight, triplets, k),
-        "largest_erosion": (-changes / triplets.values[:k]).amax().double(),
+        "effect_erosion": _erosion(update, weight, triplets.values[:k], energy),
+        "largest_erosion": (-energy.changes / triplets.values[:k]).amax().double(),
         "update_norm": energy.total.double().sqrt(),
     }
 
@@ -163,19 +162,18 @@ def _rest(gradient: Tensor, triplets: SingularTriplets, principal: Tensor) -> Me
     }
 
 
-def _erosion(step: Tensor, weight: Tensor, triplets: SingularTriplets, k: int) -> Tensor:
+def _erosion(step: Tensor, weight: Tensor, values: Tensor, energy: PrincipalEnergy) -> Tensor:
     """How strongly a step shrinks ``W_k`` beside the rest, in standard deviations of chance.
 
     The component along the whole weight is left out: shrinking all directions alike, as weight
     decay does, or scaling a layer that is normalised afterwards, erodes none.
     """
-    X, W = step.double(), weight.double()
-    scale = (X * W).sum() / W.square().sum()
-    values = triplets.values[:k].double()
-    changes = principal_changes(step, triplets.left[:, :k], triplets.right[:, :k]).double()
-    # Of W_k only what is orthogonal to W counts either, so that chance has variance 1.
-    own = values.square().sum()
-    size = (own - own.square() / W.square().sum()).clamp_min(0).sqrt()
-    norm = (X.square().sum() - scale.square() * W.square().sum()).clamp_min(0).sqrt()
-    projected = (changes * values).sum() - scale * own
-    return -projected * math.sqrt(step.numel()) / (size * norm)
+    X, W = step.to(values.dtype).flatten(), weight.to(values.dtype).flatten()
+    squared = torch.linalg.vector_norm(W).double().square()
+    along = torch.linalg.vecdot(X, W).double() / squared
+    own = values.double().square().sum()
+    # Of W_k too, only what is orthogonal to W counts, so that chance has variance 1.
+    size = (own - own.square() / squared).clamp_min(0).sqrt()
+    norm = (energy.total.double() - along.square() * squared).clamp_min(0).sqrt()
+    shrinks = along * own - (energy.changes.double() * values.double()).sum()
+    return shrinks * math.sqrt(step.numel()) / (size * norm)

@@ -7,7 +7,6 @@ import torch
 
 from spectral_lightning.linalg import (
     chance_share,
-    principal_changes,
     principal_energy,
     principal_part,
     singular_triplets,
@@ -72,8 +71,10 @@ def test_changes_are_those_of_the_singular_values_to_first_order(shape):
     weight, U, V = bases(shape, k=min(shape))
     update = 1e-6 * noise(shape)
     exact = singular_values(weight + update) - singular_values(weight)
-    assert torch.allclose(principal_changes(update, U, V), exact, rtol=0, atol=1e-9)
-    assert torch.allclose(principal_changes(-0.1 * weight, U, V), -0.1 * singular_values(weight))
+    assert torch.allclose(principal_energy(update, U, V).changes, exact, rtol=0, atol=1e-9)
+    assert torch.allclose(
+        principal_energy(-0.1 * weight, U, V).changes, -0.1 * singular_values(weight)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -94,9 +95,8 @@ def test_a_matrix_of_zeros_has_no_share():
 @pytest.mark.bad_input
 def test_bases_of_another_matrix_are_refused():
     _, U, V = bases((24, 24))
-    for function in (principal_energy, principal_changes):
-        with pytest.raises(ValueError, match=r"`left` and `right` must have shapes \(16, k\) and"):
-            function(torch.zeros(16, 24), U, V)
+    with pytest.raises(ValueError, match=r"`left` and `right` must have shapes \(16, k\) and"):
+        principal_energy(torch.zeros(16, 24), U, V)
     with pytest.raises(ValueError, match="`left` and `right` must have shapes"):
         principal_part(torch.zeros(24, 24), U, V[:, :2], "left")
 
