@@ -42,8 +42,9 @@ class CalibratedPolicy:
     """Votes in a row that a switch takes, at least 1."""
     dwell: int = 3
     """Fewest analyses between two switches."""
-    energy: float = 0.5
-    """Share of the squared Frobenius norm that the principal directions should hold, in (0, 1)."""
+    energy: float = 0.25
+    """Share of the squared Frobenius norm that the principal directions should hold, in (0, 1). In
+    a square Gaussian matrix a quarter is held by a twelfth of all directions."""
     max_principal: float = 0.125
     """Most principal directions, as a fraction of ``min(m, n)``, in (0, 0.5]."""
     deadband: float = 0.1

@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import nn
 
-from spectral_lightning.callbacks import ASSR, SpectralMonitor
+from spectral_lightning.callbacks import ASSR, SpectralMonitor, SVDModeSwitch
 from spectral_lightning.cli.entry import main
 from spectral_lightning.cli.main import SpectralCLI
 from spectral_lightning.data import TextDataModule
@@ -26,8 +26,8 @@ pytestmark = [
 
 
 def files_of(config):
-    """What has to be given together: ASSR is added to a configuration that trains something."""
-    return [QUICKSTART, config] if config.stem.startswith("assr_") else [config]
+    """What has to be given together: controllers are added to what trains something."""
+    return [QUICKSTART, config] if config.stem.startswith(("assr_", "svd_")) else [config]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -44,6 +44,8 @@ def test_a_configuration_builds_what_it_names(config, tmp_path):
     assert any(isinstance(callback, SpectralMonitor) for callback in cli.trainer.callbacks)
     has_assr = any(isinstance(callback, ASSR) for callback in cli.trainer.callbacks)
     assert has_assr == config.stem.startswith("assr_")
+    has_svd = any(isinstance(callback, SVDModeSwitch) for callback in cli.trainer.callbacks)
+    assert has_svd == config.stem.startswith("svd_")
     assert cli.model.model.vocab_size == cli.datamodule.vocab_size
     assert cli.model.model.sequence_len == cli.datamodule.sequence_len
 
