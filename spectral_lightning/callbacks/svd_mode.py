@@ -92,8 +92,8 @@ class SVDModeSwitch(SpectralCallback):
         splits: dict[str, dict[str, int]] | None = None,
     ) -> None:
         super().__init__(layers, every_n_steps, None, embeddings, splits)
-        if policy is not None and not callable(getattr(policy, "update", None)):
-            raise TypeError(f"`policy` must be a mode policy, got {policy!r}.")
+        if not isinstance(policy, ModePolicy | None):
+            raise TypeError(f"`policy` must be a ModePolicy or None, got {policy!r}.")
         if protection not in get_args(Protection):
             allowed = ", ".join(get_args(Protection))
             raise ValueError(f"`protection` must be one of {allowed}, got {protection!r}.")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from spectral_lightning.control.modes import (
     Mode,
+    ModePolicy,
     ModeReading,
     ModeState,
     ModeVerdict,
@@ -16,7 +17,7 @@ from spectral_lightning.control.modes import (
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
-class CalibratedPolicy:
+class CalibratedPolicy(ModePolicy):
     """Protect a layer while updates erode what it has learned, and release it afterwards.
 
     In full mode it looks at the update really applied (*effect*): a vote for protection is an
@@ -152,7 +153,7 @@ class CalibratedPolicy:
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
-class ScheduledPolicy:
+class ScheduledPolicy(ModePolicy):
     """Switch at given steps, whatever is measured: to protect a phase of training, or to test.
 
     Raises:

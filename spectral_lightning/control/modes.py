@@ -6,10 +6,11 @@ and verdicts. Does not live here: the rules (`seed_mode`, `calibrated_mode`), an
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 
 class Mode(StrEnum):
@@ -96,25 +97,30 @@ class PolicyCondition(NamedTuple):
     threshold: float
 
 
-class ModePolicy(Protocol):
+class ModePolicy(ABC):
     """Decides the mode of a layer; pure, so that it decides the same on all ranks."""
 
     @property
+    @abstractmethod
     def needs_all_values(self) -> bool:
         """Whether `update` looks at all singular values, and not only at the principal ones."""
 
     @property
+    @abstractmethod
     def conditions(self) -> tuple[PolicyCondition, ...]:
         """The thresholds."""
 
+    @abstractmethod
     def most_principal(self, size: int) -> int:
         """Most principal directions that it would ever choose, of ``min(m, n) = size``."""
 
+    @abstractmethod
     def num_principal(
         self, state: ModeState, values: Sequence[float], frobenius_norm: float, size: int
     ) -> int:
         """Principal directions to measure with, and to protect if it comes to that."""
 
+    @abstractmethod
     def update(self, state: ModeState, reading: ModeReading) -> tuple[ModeState, ModeVerdict]:
         """Decide after one reading."""
 

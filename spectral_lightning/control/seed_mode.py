@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from spectral_lightning.control.modes import (
     Mode,
+    ModePolicy,
     ModeReading,
     ModeState,
     ModeVerdict,
@@ -139,7 +140,7 @@ def seed_decision(
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
-class SeedPolicy:
+class SeedPolicy(ModePolicy):
     """The original's policy: thresholds on raw alignments, rank by fifths.
 
     Decides at the rank of now and switches with the next one, as the original did.

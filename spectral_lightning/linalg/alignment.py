@@ -78,7 +78,8 @@ def principal_energy(
     with full_precision(X.device):
         rows, columns = left.to(dtype).mT @ X, X @ right.to(dtype)
         block = rows @ right.to(dtype)
-    return PrincipalEnergy(*(_energy(part) for part in (X, rows, columns, block)), block.diagonal())
+    total, first, second, both = (_energy(part) for part in (X, rows, columns, block))
+    return PrincipalEnergy(total, first, second, both, block.diagonal())
 
 
 def chance_share(shape: tuple[int, int], k: int, side: Side) -> float:

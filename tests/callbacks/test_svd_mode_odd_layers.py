@@ -110,7 +110,7 @@ def test_layers_that_cannot_be_switched_are_named_with_the_reason(fit, caplog):
     ("arguments", "error", "sentence"),
     [
         ({"protection": "both"}, ValueError, "`protection` must be one of two_sided, left, right"),
-        ({"policy": "seed"}, TypeError, "`policy` must be a mode policy, got 'seed'"),
+        ({"policy": "seed"}, TypeError, "`policy` must be a ModePolicy or None, got 'seed'"),
         ({"every_n_steps": 0}, ValueError, "`every_n_steps` must be >= 1, got 0"),
     ],
 )

@@ -18,7 +18,7 @@ from spectral_lightning.control import (
     ScheduledPolicy,
 )
 
-POLICY = CalibratedPolicy(enter_erosion=4.0, exit_erosion=1.0, patience=2, dwell=3, energy=0.5, warmup_steps=0)
+POLICY = CalibratedPolicy(dwell=3, energy=0.5, warmup_steps=0)
 ERODING = {"effect_lift": 3.0, "effect_erosion": 10.0, "intent_lift": 3.0, "intent_erosion": 10.0}
 CALM = {"effect_lift": 1.0, "effect_erosion": 0.0, "intent_lift": 1.0, "intent_erosion": 0.0}
 
