@@ -64,6 +64,7 @@ ARMS |= {
     for fraction in (0.125, 0.25)
 }
 ARMS |= {f"inputs right {fraction:g}": Arm("right", fraction, "inputs") for fraction in (0.06, 0.5)}
+ARMS |= {f"gradients right {f:g}": Arm("right", f, "gradients") for f in (0.125, 0.25, 0.5)}
 ARMS |= {"inputs two_sided 0.25": Arm("two_sided", 0.25, "inputs")}
 
 
@@ -118,17 +119,35 @@ def covariances(model: nn.Module, batches: list[Tensor]) -> dict[str, Tensor]:
     return sums
 
 
+def gradient_moments(model: nn.Module, batches: list[Tensor]) -> dict[str, Tensor]:
+    """Second moment of the rows of each layer's gradient, shape ``(n, n)``."""
+    sums: dict[str, Tensor] = {}
+    for batch in batches:
+        model.zero_grad()
+        loss_of(model, batch).backward()
+        for name, module in linears(model).items():
+            gradient = module.weight.grad.double()  # type: ignore[union-attr]
+            sums[name] = sums.get(name, 0) + gradient.mT @ gradient
+    model.zero_grad()
+    return sums
+
+
 def parts_of(model: nn.Module, arm: Arm, batches: list[Tensor]) -> dict[str, ProtectedPart]:
     """Protected part of each layer.
 
     Basis ``weight``: singular vectors of ``W``. ``inputs``: the strongest inputs (eigenvectors of
     their second moment ``C``), and the strongest outputs, left singular vectors of ``W C^(1/2)``.
-    ``weighted``: the same outputs, and the inputs that make them, ``C^(1/2)`` times right singular
+    ``gradients``: the inputs that the gradients on A read. ``weighted``: the same outputs, and the
+    inputs that make them, ``C^(1/2)`` times right singular
     vectors.
     """
     if arm.side is None:
         return {}
-    moments = {} if arm.basis == "weight" else covariances(model, batches)
+    moments = {}
+    if arm.basis == "gradients":
+        moments = gradient_moments(model, batches)
+    elif arm.basis != "weight":
+        moments = covariances(model, batches)
     parts = {}
     for name, module in linears(model).items():
         weight = module.weight.detach()
@@ -140,7 +159,9 @@ def parts_of(model: nn.Module, arm: Arm, batches: list[Tensor]) -> dict[str, Pro
             root = eigen.left * eigen.values.sqrt() @ eigen.left.mT
             found = singular_triplets(weight.double() @ root)
             left = found.left.float()
-            right = eigen.left if arm.basis == "inputs" else orthonormalize(root @ found.right)
+            right = eigen.left
+            if arm.basis == "weighted":
+                right = orthonormalize(root @ found.right)
             right = right.float()
         parts[name] = ProtectedPart(weight, left[:, :k], right[:, :k], arm.side)  # type: ignore[arg-type]
     return parts

@@ -180,3 +180,11 @@ def log_interval(trainer: pl.Trainer, own: int | None) -> int:
 def num_batches(trainer: pl.Trainer) -> int:
     """Batches that stepped: the axis of all loggers, where `global_step` counts optimizers."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def boards(trainer: pl.Trainer) -> list[Any]:
+    """TensorBoard writers among the loggers of this process."""
+    if not trainer.is_global_zero:
+        return []
+    experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers]
+    return [e for e in experiments if hasattr(e, "add_custom_scalars")]

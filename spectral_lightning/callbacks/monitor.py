@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.console import Console
 from typing_extensions import override
 
-from spectral_lightning.callbacks.base import SpectralCallback, log_interval, num_batches
+from spectral_lightning.callbacks.base import SpectralCallback, boards, log_interval, num_batches
 from spectral_lightning.dashboards import (
     MEASURES,
     worst_layers_table,
@@ -114,7 +114,7 @@ class SpectralMonitor(SpectralCallback):
             step = trainer.global_step
             self._history = HistoryWriter(path, step=step, heat_map=self.heat_map)
         measures = [m for m in MEASURES if self.spectrum_every_n_steps or m not in _SLOW]
-        for board in _boards(trainer):
+        for board in boards(trainer):
             write_layout(board, self.names, measures)
 
     @override
@@ -206,7 +206,7 @@ class SpectralMonitor(SpectralCallback):
         for logger in trainer.loggers:
             logger.log_metrics(values, step=x)
         spectra = {r.name: r.values for r in readings if r.spectrum_step == step}
-        for board in _boards(trainer) if spectra else ():
+        for board in boards(trainer) if spectra else ():
             write_histograms(board, spectra, step=x)
 
     def _warn_of_failures(self, step: int) -> None:
@@ -232,7 +232,7 @@ class SpectralMonitor(SpectralCallback):
         if self._history is None:
             return
         grid = self._history.timeline.grid()
-        for board in _boards(trainer):
+        for board in boards(trainer):
             x = max(0, *self._x.values())
             write_heat_map(board, grid.names, grid.steps, grid.rows, step=x, measure=self.heat_map)
 
@@ -278,11 +278,3 @@ def _aggregates(readings: Iterable[Reading]) -> dict[str, float]:
         found[f"spectral/{measure}/median"] = statistics.median(all_layers)
         found[f"spectral/{measure}/max"] = max(all_layers)
     return found
-
-
-def _boards(trainer: pl.Trainer) -> list[Any]:
-    """TensorBoard writers among the loggers of this process."""
-    if not trainer.is_global_zero:
-        return []
-    experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers]
-    return [e for e in experiments if hasattr(e, "add_custom_scalars")]

@@ -192,6 +192,18 @@ class SVDModeSwitch(SpectralCallback):
             self._finish(trainer, pending)
 
     @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._log is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._log.draw(trainer)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        if self._log is not None:
+            self._log.draw(trainer)
+            self._log = None
+
+    @override
     def state_dict(self) -> dict[str, Any]:
         layers = {name: layer.state_dict() for name, layer in self._layers.items()}
         return {**super().state_dict(), "layers": layers}

@@ -6,14 +6,16 @@ from pathlib import Path
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from spectral_lightning.callbacks.base import num_batches
+from spectral_lightning.callbacks.base import boards, num_batches
 from spectral_lightning.control import Mode
+from spectral_lightning.dashboards.mode_figure import write_mode_figure
 from spectral_lightning.spectra import (
     MODE_EVENTS_FILE,
     LayerAnalysis,
     ModeEventWriter,
     ModeSettings,
     SkippedAnalysis,
+    read_mode_events,
 )
 
 
@@ -52,6 +54,14 @@ class ModeLog:
             values |= {f"svd/{m}/{found.layer}": v for m, v in numbers.items() if v is not None}
         for logger in trainer.loggers if values else ():
             logger.log_metrics(values, step=num_batches(trainer))
+
+    def draw(self, trainer: pl.Trainer) -> None:
+        """Write the picture of the run so far to TensorBoard."""
+        if self._writer is None:
+            return
+        for board in boards(trainer):
+            x = max(0, num_batches(trainer) - 1)
+            write_mode_figure(board, read_mode_events(self._writer.path), step=x)
 
     def skipped(self, layer: str, step: int, reason: str) -> None:
         """Write a skipped analysis to the file, and warn of a layer's first."""

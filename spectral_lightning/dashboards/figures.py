@@ -16,12 +16,12 @@ from matplotlib.ticker import MaxNLocator
 from spectral_lightning.dashboards.text import shorten
 from spectral_lightning.spectra.timeline import HeatMapMeasure
 
-_DPI = 100
-_WIDTH = 7.5  # inches, of the coloured area: 750 pixels for at most a few hundred columns
-_ROW = 0.15  # inches, the least height at which the labels of neighbouring rows do not touch
+DPI = 100
+WIDTH = 7.5  # inches, of the coloured area: 750 pixels for at most a few hundred columns
+ROW = 0.15  # inches, the least height at which the labels of neighbouring rows do not touch
 _HEIGHTS = (2.0, 15.0)  # inches, of the coloured area
-_FONT_SIZE = 8.0  # points, of the row labels
-_CHARACTER = 0.602 * _FONT_SIZE / 72  # inches; a glyph of DejaVu Sans Mono is 0.602 em wide
+FONT_SIZE = 8.0  # points, of the row labels
+CHARACTER = 0.602 * FONT_SIZE / 72  # inches; a glyph of DejaVu Sans Mono is 0.602 em wide
 _MAX_LABEL = 40  # characters
 _HATCH = (205, 70)  # grey levels
 _HATCH_PERIOD = 6  # pixels
@@ -34,10 +34,10 @@ _TITLES: dict[HeatMapMeasure, tuple[str, str]] = {  # of a heat map and of its c
 }
 
 # Margins are counted for our own fonts, and a style with a grid or TeX would spoil the picture.
-_own_style = style.context("default")
+own_style = style.context("default")
 
 
-@_own_style
+@own_style
 def heat_map(
     names: Sequence[str],
     steps: Sequence[int],
@@ -65,11 +65,11 @@ def heat_map(
             unknown.
     """
     figure, axes, labels = _unlabelled_heat_map(names, steps, rows, measure)
-    _label_rows(axes, labels)
+    label_rows(axes, labels)
     return figure
 
 
-@_own_style
+@own_style
 def heat_map_pixels(
     names: Sequence[str],
     steps: Sequence[int],
@@ -89,7 +89,7 @@ def heat_map_pixels(
     return pixels
 
 
-@_own_style
+@own_style
 def spectrum_figure(
     values: Sequence[float],
     shape: tuple[int, int],
@@ -118,7 +118,7 @@ def spectrum_figure(
             f"`values` must be one or more finite singular values, got {data.size} of which"
             f" {num_bad} are not finite."
         )
-    figure = _figure(7.0, 4.5)
+    figure = new_figure(7.0, 4.5)
     axes = figure.add_axes((0.11, 0.13, 0.86, 0.77))
     num_bins = int(np.clip(2 * np.sqrt(data.size), 5, 80))
     density, edges = np.histogram(data, num_bins, (0.0, float(data.max()) or 1.0), density=True)
@@ -141,8 +141,9 @@ def render(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()  # type: ignore[no-untyped-call]
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
+def new_figure(width: float, height: float) -> Figure:
+    """An empty white page of a size in inches."""
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
@@ -193,13 +194,13 @@ def _unlabelled_heat_map(
 
 def _heat_map_page(labels: Sequence[str]) -> tuple[Figure, Axes]:
     """Return a page whose margins fit the labels; adding up widths here spares a layout pass."""
-    left = 0.3 + _CHARACTER * max(len(label) for label in labels)
+    left = 0.3 + CHARACTER * max(len(label) for label in labels)
     right, top, bottom = 1.15, 0.5, 0.6
-    inner = float(np.clip(_ROW * len(labels), *_HEIGHTS))
-    width, height = left + _WIDTH + right, top + inner + bottom
-    figure = _figure(width, height)
+    inner = float(np.clip(ROW * len(labels), *_HEIGHTS))
+    width, height = left + WIDTH + right, top + inner + bottom
+    figure = new_figure(width, height)
     return figure, figure.add_axes(
-        (left / width, bottom / height, _WIDTH / width, inner / height), facecolor="white"
+        (left / width, bottom / height, WIDTH / width, inner / height), facecolor="white"
     )
 
 
@@ -245,15 +246,15 @@ def _pixels(cells: np.ndarray, failed: np.ndarray, edges: np.ndarray, axes: Axes
     return picture
 
 
-def _label_rows(axes: Axes, labels: Sequence[str]) -> None:
+def label_rows(axes: Axes, labels: Sequence[str]) -> None:
     """Name the rows, top first; where there are too many, every second, third, ..."""
-    height = axes.get_window_extent().height / _DPI
-    every = int(np.ceil(len(labels) * _ROW / height - 1e-6))
+    height = axes.get_window_extent().height / DPI
+    every = int(np.ceil(len(labels) * ROW / height - 1e-6))
     axes.set_yticks(np.arange(0, len(labels), every) + 0.5, labels[::every])
     axes.tick_params(axis="y", length=0)
     for tick in axes.get_yticklabels():
         # A `$` in a name is no formula.
-        tick.set(family="DejaVu Sans Mono", size=_FONT_SIZE, parse_math=False)
+        tick.set(family="DejaVu Sans Mono", size=FONT_SIZE, parse_math=False)
 
 
 @lru_cache(maxsize=4)
@@ -261,7 +262,7 @@ def _label_page(labels: tuple[str, ...]) -> np.ndarray:
     """Return a white page of `_heat_map_page` with nothing but the row labels."""
     figure, axes = _heat_map_page(labels)
     axes.set_ylim(len(labels), 0)
-    _label_rows(axes, labels)
+    label_rows(axes, labels)
     axes.xaxis.set_visible(False)
     axes.spines[:].set_visible(False)
     return render(figure)
