@@ -5,16 +5,20 @@ Lives here: hooks. Does not live here: what is measured (`spectra.mode_measures`
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from spectral_lightning.actuators import ProtectedPart
 from spectral_lightning.callbacks.base import SpectralCallback
+from spectral_lightning.callbacks.svd_mode_checks import (
+    check_settings,
+    refuse_overlap,
+    refuse_thawed,
+)
 from spectral_lightning.callbacks.svd_mode_factored import FACTORED, Protection, layer_of
 from spectral_lightning.callbacks.svd_mode_layer import (
     NOT_FINITE,
@@ -55,12 +59,14 @@ class SVDModeSwitch(SpectralCallback):
         every_n_steps: Optimizer steps between two analyses of a layer, at least 1; 20 as in the
             original's runs.
         policy: When to switch; None for ``CalibratedPolicy()``.
-        protection: What low-rank mode keeps: ``"block"`` how the principal inputs reach the
-            principal outputs, ``"left"`` all that reaches the principal outputs, ``"right"`` all
-            that reads the principal inputs, ``"two_sided"`` both. ``"factored"`` and ``"legacy"``
-            make each linear layer a `FactoredLinear` before the optimizer is built and train two
-            factors in low-rank mode: kept out of the principal subspaces, or, as in the original,
-            not, which protects nothing.
+        protection: What low-rank mode keeps. ``"gradients"``: what the layer makes of the inputs
+            that its gradients read most while it was in full mode; the default for what it did in
+            scripts/svd_retention.py. Of the weight's own singular directions, ``"block"``: how the
+            principal inputs reach the principal outputs, ``"left"``: all that reaches the principal
+            outputs, ``"right"``: all that reads the principal inputs, ``"two_sided"``: both.
+            ``"factored"`` and ``"legacy"`` make each linear layer a `FactoredLinear` before the
+            optimizer is built, and train two factors in low-rank mode: kept out of the principal
+            subspaces, or, as in the original, not, which protects nothing.
         refresh: Whether the principal directions, and how many they are, are chosen anew from the
             weight at each analysis in low-rank mode. If not, those of the switch stay protected
             until the layer returns to full mode.
@@ -86,18 +92,14 @@ class SVDModeSwitch(SpectralCallback):
         layers: str | list[str] = "*",
         every_n_steps: int = 20,
         policy: ModePolicy | None = None,
-        protection: Protection = "block",
+        protection: Protection = "gradients",
         refresh: bool = True,
         embeddings: bool = False,
         splits: dict[str, dict[str, int]] | None = None,
     ) -> None:
         super().__init__(layers, every_n_steps, None, embeddings, splits)
-        if not isinstance(policy, ModePolicy | None):
-            raise TypeError(f"`policy` must be a ModePolicy or None, got {policy!r}.")
-        if protection not in get_args(Protection):
-            allowed = ", ".join(get_args(Protection))
-            raise ValueError(f"`protection` must be one of {allowed}, got {protection!r}.")
         self.policy = CalibratedPolicy() if policy is None else policy
+        check_settings(self.policy, protection)
         self.protection = protection
         self.refresh = refresh
         self._layers: dict[str, ModeLayer] = {}
@@ -129,7 +131,7 @@ class SVDModeSwitch(SpectralCallback):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._refuse_others(trainer)
+        refuse_overlap(self.names, [c.names for c in _others(self, trainer)])
         self._layers, self._frozen = {}, {}
         for name in self.names:
             target = self.spectra.targets[name]
@@ -155,7 +157,7 @@ class SVDModeSwitch(SpectralCallback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
     ) -> None:
-        self._refuse_thawed(trainer)
+        refuse_thawed(trainer.model, self._frozen)
         optimizer = getattr(optimizer, "optimizer", optimizer)  # LightningOptimizer
         step = trainer.global_step
         stepped = [
@@ -280,25 +282,8 @@ class SVDModeSwitch(SpectralCallback):
             conditions=tuple(Condition(*condition) for condition in self.policy.conditions),
         )
 
-    def _refuse_others(self, trainer: pl.Trainer) -> None:
-        """Refuse a layer that another instance switches too: each would undo the other's work."""
-        for other in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(other, SVDModeSwitch) and other is not self:
-                both = [name for name in self.names if name in other.names]
-                if both:
-                    raise ValueError(
-                        "`layers` of several SVDModeSwitch callbacks must not overlap, got"
-                        f" {both[0]!r} in two of them; give each its own layers."
-                    )
 
-    def _refuse_thawed(self, trainer: pl.Trainer) -> None:
-        """Refuse a layer that DDP took for frozen: its gradients differ from rank to rank."""
-        if not isinstance(trainer.model, DistributedDataParallel):
-            return
-        for name, target in self._frozen.items():
-            if target.trainable:
-                raise RuntimeError(
-                    f"SVDModeSwitch cannot switch {name}: it was frozen when DDP wrapped the model,"
-                    " which never averages its gradients; unfreeze it before `fit`, or freeze it by"
-                    " a learning rate of 0."
-                )
+def _others(own: SVDModeSwitch, trainer: pl.Trainer) -> list[SVDModeSwitch]:
+    """The other instances in a Trainer."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return [c for c in callbacks if isinstance(c, SVDModeSwitch) and c is not own]

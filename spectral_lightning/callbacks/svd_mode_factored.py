@@ -11,13 +11,14 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from spectral_lightning.actuators import ProtectedPart, carry_moments, first_moments, share_moments
+from spectral_lightning.callbacks.svd_mode_gradients import GradientModeLayer
 from spectral_lightning.callbacks.svd_mode_layer import ModeLayer, Share, trained_by
 from spectral_lightning.control import Mode
 from spectral_lightning.nn import FactoredLinear
 from spectral_lightning.spectra import Target, VectorCache
 
 FACTORED = ("factored", "legacy")
-Protection = Literal["two_sided", "left", "right", "block", "factored", "legacy"]
+Protection = Literal["gradients", "two_sided", "left", "right", "block", "factored", "legacy"]
 
 
 @dataclass(slots=True)
@@ -110,4 +111,6 @@ def layer_of(
         )
     if is_factored:
         return "is a FactoredLinear, which needs `protection='factored'`"
+    if protection == "gradients":
+        return GradientModeLayer(target, optimizer, "right", step)
     return ModeLayer(target, optimizer, protection, step)

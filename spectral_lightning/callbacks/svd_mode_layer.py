@@ -58,7 +58,7 @@ class ModeLayer:
     state: ModeState = field(default_factory=ModeState)
     part: ProtectedPart | None = None
     previous_values: list[float] | None = None
-    previous_left: Tensor | None = None
+    previous_basis: Tensor | None = None
     num_skipped: int = 0
     num_protected: int = 0
     """Optimizer steps taken in low-rank mode."""
@@ -94,19 +94,30 @@ class ModeLayer:
         """Decompose the weight.
 
         Returns:
-            Its Frobenius norm and its leading singular values, on the device; None for a weight
-            that is not finite.
+            Its Frobenius norm (or another `total`) and its leading singular values, on the device;
+            None for a weight that is not finite.
         """
-        weight, name = self.target.matrix(), self.target.name
+        weight = self.target.matrix()
         norm = torch.linalg.vector_norm(weight, dtype=torch.float64)
         if not bool(torch.isfinite(norm)):
             return None
-        if policy.needs_all_values:
-            triplets = vectors.all(name)
-        else:
-            triplets = vectors.leading(name, policy.most_principal(self.size))
+        triplets = self.triplets(vectors, policy)
         self.analysis = Analysis(step, triplets, weight.clone())
-        return torch.cat([norm.reshape(1), triplets.values.double()])
+        return torch.cat([self.total(norm).reshape(1), triplets.values.double()])
+
+    def total(self, weight_norm: Tensor) -> Tensor:
+        """Root of what the squares of all values would add up to."""
+        return weight_norm
+
+    def triplets(self, vectors: VectorCache, policy: ModePolicy) -> SingularTriplets:
+        """Principal directions, most important first: as many as the policy might choose."""
+        if policy.needs_all_values:
+            return vectors.all(self.target.name)
+        return vectors.leading(self.target.name, policy.most_principal(self.size))
+
+    def basis(self, triplets: SingularTriplets) -> Tensor:
+        """The vectors whose turning is reported."""
+        return triplets.left
 
     def measure_intent(self, numbers: Sequence[float], policy: ModePolicy) -> Measures:
         """Choose the principal directions, and measure weight and gradient."""
@@ -120,9 +131,9 @@ class ModeLayer:
         measures = spectrum_measures(triplets, weight_norm, k, self.size)
         matrix = self.target.matrix(gradient)
         measures |= intent_measures(matrix, found.before, triplets, k, self.side)
-        if self.previous_left is not None and self.previous_left.shape[1] >= k:
-            previous = self.previous_left.to(triplets.left.device)
-            measures |= rotation_measures(previous, triplets, k)
+        if self.previous_basis is not None and self.previous_basis.shape[1] >= k:
+            previous = self.previous_basis.to(triplets.left.device)
+            measures |= rotation_measures(previous, self.basis(triplets), k)
         return measures
 
     def measure_effect(self) -> Measures:
@@ -205,17 +216,17 @@ class ModeLayer:
         if policy.needs_all_values:  # of many, only as many vectors as will be looked at
             keep = policy.num_principal(self.state, found.values, math.nan, self.size)
         self.previous_values = found.values
-        self.previous_left = found.triplets.left[:, :keep].clone()
+        self.previous_basis = self.basis(found.triplets)[:, :keep].clone()
 
     def state_dict(self) -> dict[str, Any]:
         """All but the analysis under way, as plain containers and CPU tensors."""
-        left = self.previous_left
+        left = self.previous_basis
         return {
             "analysed": self.analysed,
             "state": asdict(self.state) | {"mode": str(self.state.mode)},
             "part": None if self.part is None else self.part.state_dict(),
             "previous_values": self.previous_values,
-            "previous_left": None if left is None else left.to("cpu", copy=True),
+            "previous_basis": None if left is None else left.to("cpu", copy=True),
             "num_skipped": self.num_skipped,
             "num_protected": self.num_protected,
         }
@@ -224,7 +235,7 @@ class ModeLayer:
         """Continue from a saved state; the protection is that of the checkpoint."""
         for name in ("analysed", "num_skipped", "num_protected", "previous_values"):
             setattr(self, name, saved[name])
-        self.previous_left = saved["previous_left"]
+        self.previous_basis = saved["previous_basis"]
         self.state = ModeState(**{**saved["state"], "mode": Mode(saved["state"]["mode"])})
         if saved["part"] is not None:
             self.part = ProtectedPart.from_state_dict(saved["part"], self.target.matrix().device)

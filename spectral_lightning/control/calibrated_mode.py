@@ -43,9 +43,9 @@ class CalibratedPolicy(ModePolicy):
     """Votes in a row that a switch takes, at least 1."""
     dwell: int = 3
     """Fewest analyses between two switches."""
-    energy: float = 0.25
-    """Share of the squared Frobenius norm that the principal directions should hold, in (0, 1). In
-    a square Gaussian matrix a quarter is held by a twelfth of all directions."""
+    energy: float = 0.9
+    """Share of the energy (of the gradients, or of the weight: what is decomposed) that the
+    principal directions should hold, in (0, 1)."""
     max_principal: float = 0.125
     """Most principal directions, as a fraction of ``min(m, n)``, in (0, 0.5]."""
     deadband: float = 0.1

@@ -17,6 +17,9 @@ from spectral_lightning.linalg import (
     SingularTriplets,
     chance_share,
     energy_rank,
+    full_precision,
+    leading_singular_triplets,
+    orthonormalize,
     principal_angles,
     principal_energy,
 )
@@ -52,19 +55,65 @@ def spectrum_measures(
     return {"reconstruction_error": (tail / values.square().sum()).sqrt(), "concentration": held}
 
 
-def rotation_measures(previous: Tensor, triplets: SingularTriplets, k: int) -> Measures:
-    """How far the principal left subspace has turned since an earlier analysis.
+def gradient_triplets(
+    gradient: Tensor,
+    weight: Tensor,
+    past: tuple[Tensor, Tensor] | None,
+    k: int,
+    *,
+    decay: float,
+    generator: torch.Generator,
+) -> SingularTriplets:
+    """The inputs that gradients read most, and what the weight makes of them.
+
+    Right vectors and values are those of a running mean of ``G^T G / ||G||_F^2``, of which only the
+    ``k`` leading directions are kept: one pass over the gradient stacked under what is kept.
 
     Args:
-        previous: Left singular vectors of then, shape ``(m, j)``; the first ``k`` are compared.
-        triplets: Triplets of now, at least ``k``.
+        gradient: Gradient ``G``, shape ``(m, n)``, not zero.
+        weight: Weight, shape ``(m, n)``.
+        past: Values, shape ``(k,)``, and right vectors, shape ``(n, k)``, of before; None at first.
+        k: Directions.
+        decay: Weight of the past, in [0, 1).
+        generator: Generator of the first start, on the device of the gradient.
+
+    Returns:
+        Values, descending, whose squares are shares of the gradients' energy; right vectors; and an
+        orthonormal basis of ``W V`` as left vectors.
+    """
+    G = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+    G = G / torch.linalg.vector_norm(G)
+    if past is None:
+        start = torch.empty(k, G.shape[1], dtype=G.dtype, device=G.device)
+        start.normal_(generator=generator)
+        found, _ = leading_singular_triplets(G, start, num_passes=4)
+    else:
+        values, right = past
+        kept = math.sqrt(decay) * (right * values).mT
+        stacked = torch.cat([kept, math.sqrt(1 - decay) * G])
+        found, _ = leading_singular_triplets(stacked, right.mT, num_passes=1)
+    return input_triplets(weight, found.values, found.right)
+
+
+def input_triplets(weight: Tensor, values: Tensor, right: Tensor) -> SingularTriplets:
+    """Inputs with an orthonormal basis of what the weight makes of them as left vectors."""
+    with full_precision(weight.device):
+        return SingularTriplets(orthonormalize(weight.to(right.dtype) @ right), values, right)
+
+
+def rotation_measures(previous: Tensor, current: Tensor, k: int) -> Measures:
+    """How far the principal subspace has turned since an earlier analysis.
+
+    Args:
+        previous: Principal vectors of then, shape ``(m, j)``; the first ``k`` are compared.
+        current: Principal vectors of now, at least ``k`` columns.
         k: Principal directions.
 
     Returns:
         ``subspace_angle``, the largest principal angle in radians, which close values around the
         ``k``-th make large; and ``subspace_overlap``, the mean squared cosine, which they do not.
     """
-    angles = principal_angles(previous[:, :k], triplets.left[:, :k]).double()
+    angles = principal_angles(previous[:, :k], current[:, :k]).double()
     return {"subspace_angle": angles[-1], "subspace_overlap": angles.cos().square().mean()}
 
 
@@ -99,7 +148,7 @@ def intent_measures(
         "left_lift": left / chance_share(shape, k, "left"),
         "right_lift": right / chance_share(shape, k, "right"),
         "intent_lift": energy.of(side).double() / chance_share(shape, k, side),
-        "intent_erosion": -_erosion(gradient, weight, triplets.values[:k], energy),
+        "intent_erosion": -_erosion(gradient, weight, triplets, k, energy),
         "gradient_norm": energy.total.double().sqrt(),
     }
 
@@ -125,7 +174,7 @@ def effect_measures(
     shape = (update.shape[0], update.shape[1])
     return {
         "effect_lift": energy.of(side).double() / chance_share(shape, k, side),
-        "effect_erosion": _erosion(update, weight, triplets.values[:k], energy),
+        "effect_erosion": _erosion(update, weight, triplets, k, energy),
         "largest_erosion": (-energy.changes / triplets.values[:k]).amax().double(),
         "update_norm": energy.total.double().sqrt(),
     }
@@ -162,18 +211,22 @@ def _rest(gradient: Tensor, triplets: SingularTriplets, principal: Tensor) -> Me
     }
 
 
-def _erosion(step: Tensor, weight: Tensor, values: Tensor, energy: PrincipalEnergy) -> Tensor:
-    """How strongly a step shrinks ``W_k`` beside the rest, in standard deviations of chance.
+def _erosion(
+    step: Tensor, weight: Tensor, triplets: SingularTriplets, k: int, energy: PrincipalEnergy
+) -> Tensor:
+    """How strongly a step shrinks ``W_k = W V_k V_k^T`` beside the rest, in deviations of chance.
 
     The component along the whole weight is left out: shrinking all directions alike, as weight
     decay does, or scaling a layer that is normalised afterwards, erodes none.
     """
-    X, W = step.to(values.dtype).flatten(), weight.to(values.dtype).flatten()
-    squared = torch.linalg.vector_norm(W).double().square()
-    along = torch.linalg.vecdot(X, W).double() / squared
-    own = values.double().square().sum()
+    X, W = step.to(triplets.values.dtype), weight.to(triplets.values.dtype)
+    V = triplets.right[:, :k]
+    with full_precision(W.device):
+        seen = W @ V
+        shared = torch.linalg.vecdot((X @ V).flatten(), seen.flatten()).double()
+    squared, own = (torch.linalg.vector_norm(x).double().square() for x in (W, seen))
+    along = torch.linalg.vecdot(X.flatten(), W.flatten()).double() / squared
     # Of W_k too, only what is orthogonal to W counts, so that chance has variance 1.
     size = (own - own.square() / squared).clamp_min(0).sqrt()
     norm = (energy.total.double() - along.square() * squared).clamp_min(0).sqrt()
-    shrinks = along * own - (energy.changes.double() * values.double()).sum()
-    return shrinks * math.sqrt(step.numel()) / (size * norm)
+    return (along * own - shared) * math.sqrt(step.numel()) / (size * norm)

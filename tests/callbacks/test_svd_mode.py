@@ -13,7 +13,7 @@ from spectral_lightning.optim import MuonAdamW, parameter_groups
 from spectral_lightning.spectra import LayerAnalysis, ModeSettings, read_mode_events
 from spectral_lightning.testing.tasks import TinyNetwork, TinyTask
 
-SIDES = ["two_sided", "left", "right", "block"]
+SIDES = ["gradients", "two_sided", "left", "right", "block"]
 
 
 def scheduled(schedule, principal=0.25):
@@ -198,7 +198,7 @@ def test_the_basis_and_its_size_are_chosen_anew_at_each_analysis(fit):
 
 def test_events_and_logs_hold_every_analysis(fit, tmp_path):
     logger = CSVLogger(tmp_path)
-    switch = SVDModeSwitch("net.[25]", 2, SeedPolicy(preset="phase1", warmup_steps=0))
+    switch = SVDModeSwitch("net.[25]", 2, SeedPolicy(preset="phase1", warmup_steps=0), "two_sided")
     fit(switch, task=Task(), max_steps=9, logger=logger)
     logger.save()
     folder = tmp_path / "lightning_logs/version_0"

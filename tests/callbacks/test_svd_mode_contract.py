@@ -62,6 +62,7 @@ class TestSeed(OneForEachLayer, CallbackContract):
     init_args: ClassVar[dict[str, Any]] = {
         "every_n_steps": 1,
         "policy": SeedPolicy(preset="phase1", warmup_steps=1, rank_min=2),
+        "protection": "two_sided",
     }
     yaml_args: ClassVar = {
         "policy": {

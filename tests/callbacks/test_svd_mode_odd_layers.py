@@ -47,7 +47,7 @@ def test_zero_layers_are_skipped_counted_and_come_alive(fit, policy):
     task = Task()
     nn.init.zeros_(task.net[7].weight)
     nn.init.zeros_(task.net[5].weight)
-    switch = SVDModeSwitch(every_n_steps=1, policy=policy)
+    switch = SVDModeSwitch(every_n_steps=1, policy=policy, protection="two_sided")
     with pytest.warns(UserWarning, match=r"skips the analysis of net.5 at step 1, .* is zero"):
         fit(switch, task=task, max_steps=30)
     assert task.net[5].weight.norm() > 0
@@ -109,8 +109,13 @@ def test_layers_that_cannot_be_switched_are_named_with_the_reason(fit, caplog):
 @pytest.mark.parametrize(
     ("arguments", "error", "sentence"),
     [
-        ({"protection": "both"}, ValueError, "`protection` must be one of two_sided, left, right"),
+        ({"protection": "both"}, ValueError, "`protection` must be one of gradients, two_sided,"),
         ({"policy": "seed"}, TypeError, "`policy` must be a ModePolicy or None, got 'seed'"),
+        (
+            {"policy": SeedPolicy()},
+            ValueError,
+            "`protection` must be one of the weight's own directions for a policy",
+        ),
         ({"every_n_steps": 0}, ValueError, "`every_n_steps` must be >= 1, got 0"),
     ],
 )

@@ -9,6 +9,7 @@ from spectral_lightning.control import CalibratedPolicy, Mode, ModeReading, Mode
 from spectral_lightning.linalg import SingularTriplets, singular_triplets
 from spectral_lightning.spectra.mode_measures import (
     effect_measures,
+    gradient_triplets,
     intent_measures,
     on_host,
     rotation_measures,
@@ -115,7 +116,7 @@ def test_the_angle_is_the_largest_and_accurate_when_small(theta, dtype):
     turned[:, 3] = math.cos(theta) * basis[:, 3] + math.sin(theta) * basis[:, 4]
     turned[:, 4] = math.cos(theta) * basis[:, 4] - math.sin(theta) * basis[:, 3]
     triplets = SingularTriplets(turned, torch.ones(12, dtype=dtype), basis)
-    found = on_host([rotation_measures(basis, triplets, 4)])[0]
+    found = on_host([rotation_measures(basis, triplets.left, 4)])[0]
     tolerance = 1e-6 if dtype == torch.float64 else 1e-4
     assert found["subspace_angle"] == pytest.approx(theta, abs=tolerance)
     assert found["subspace_overlap"] == pytest.approx((3 + math.cos(theta) ** 2) / 4)
@@ -127,9 +128,9 @@ def test_the_angle_ignores_signs_and_rotations_inside_and_is_right_when_orthogon
     turned = basis.clone()
     turned[:, :4] = -basis[:, :4] @ rotation
     same = SingularTriplets(turned, torch.ones(12), basis)
-    assert on_host([rotation_measures(basis, same, 4)])[0]["subspace_angle"] < 1e-12
+    assert on_host([rotation_measures(basis, same.left, 4)])[0]["subspace_angle"] < 1e-12
     other = SingularTriplets(basis.flip(1), torch.ones(12), basis)
-    angle = on_host([rotation_measures(basis, other, 4)])[0]["subspace_angle"]
+    angle = on_host([rotation_measures(basis, other.left, 4)])[0]["subspace_angle"]
     assert angle == pytest.approx(math.pi / 2)
 
 
@@ -163,6 +164,32 @@ def test_concentration_counts_the_directions_of_95_percent(values, expected):
     triplets = SingularTriplets(basis, values, basis)
     found = on_host([spectrum_measures(triplets, values.norm(), 1, len(values))])[0]
     assert found["concentration"] == pytest.approx(expected)
+
+
+def test_gradients_are_averaged_with_what_came_before():
+    """With room for all directions it is the running mean of G^T G / ||G||^2 itself."""
+    weight, generator = randn(12, 8), torch.Generator().manual_seed(0)
+    past, mean = None, None
+    for seed in range(1, 7):
+        gradient = randn(12, 8, seed=seed) * seed  # its size does not count
+        found = gradient_triplets(gradient, weight, past, 8, decay=0.7, generator=generator)
+        past = found.values, found.right
+        new = gradient.mT @ gradient / gradient.square().sum()
+        mean = new if mean is None else 0.7 * mean + 0.3 * new
+    assert torch.allclose(found.right * found.values**2 @ found.right.mT, mean, atol=1e-10)
+    assert found.values.square().sum().item() == pytest.approx(1)
+    assert torch.allclose(found.left.mT @ found.left, torch.eye(8, dtype=torch.float64), atol=1e-12)
+
+
+def test_inputs_that_gradients_read_again_and_again_come_first():
+    weight, generator = randn(48, 48), torch.Generator().manual_seed(0)
+    inputs, past = singular_triplets(randn(48, 48, seed=99)).right[:, :3], None
+    for seed in range(1, 20):
+        gradient = randn(48, 3, seed=seed) @ inputs.mT + 0.05 * randn(48, 48, seed=100 + seed)
+        found = gradient_triplets(gradient, weight, past, 6, decay=0.9, generator=generator)
+        past = found.values, found.right
+    angle = on_host([rotation_measures(inputs, found.right, 3)])[0]["subspace_angle"]
+    assert angle < 0.1
 
 
 def test_zeros_are_undefined_and_no_error():
