@@ -2,7 +2,7 @@
 
 A small byte-level GPT learns CPython's documentation for 20 steps; then all its hidden layers are
 protected at once, and train on for 300 steps. Reported, over all layers: the largest and the median
-relative change of the block ``U_k^T W V_k`` of the singular directions of the switch, with ``k`` a
+relative change of the block ``U_k^T W V_k`` of the principal directions of the switch, with ``k`` a
 quarter of all; and the final training loss. Prints a table and one JSON object as its last line::
 
     python scripts/svd_protection.py --save scripts/results/<date>_svd_protection_cpu.json
@@ -26,7 +26,10 @@ from spectral_lightning.control import ScheduledPolicy
 from spectral_lightning.optim import MuonAdamW, parameter_groups
 
 FIRST, STEPS, BATCH = 20, 300, 16
-PROTECTIONS = ("none", "legacy", "factored", "two_sided", "left", "right", "block")
+PROTECTIONS = (
+    *("none", "legacy", "factored", "gradients"),
+    *("two_sided", "left", "right", "block"),
+)
 
 
 class OptimizedTask(Task):
@@ -107,12 +110,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--protections", nargs="*", choices=PROTECTIONS, default=PROTECTIONS)
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
     batches = windows(read_text(None)[0], FIRST + 1 + STEPS, SEED, BATCH)
     runs = []
     for optimizer in ("adamw", "muon"):
-        for protection in PROTECTIONS:
+        for protection in options.protections:
             runs.append(run(optimizer, protection, batches))
             print(runs[-1], flush=True)
     report({"script": "svd_protection", "steps": STEPS, "runs": runs}, options.save)
