@@ -107,9 +107,11 @@ def singular_triplets(weight: Float[Tensor, "m n"]) -> SingularTriplets:
     _require_matrix(weight)
     require_finite(weight)
     dense = weight.detach().to(compute_dtype(weight))
-    where = "cpu" if dense.device.type == "mps" else dense.device
     with full_precision(dense.device):
-        U, S, Vh = torch.linalg.svd(dense.to(where), full_matrices=False)
+        try:
+            U, S, Vh = torch.linalg.svd(dense, full_matrices=False)
+        except NotImplementedError:  # as on Apple GPUs
+            U, S, Vh = torch.linalg.svd(dense.cpu(), full_matrices=False)
     return SingularTriplets(*(part.to(dense.device) for part in (U, S, Vh.mT)))
 
 

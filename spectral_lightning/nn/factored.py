@@ -83,6 +83,11 @@ class FactoredLinear(nn.Linear):
         with torch.autocast(self.weight.device.type, enabled=False):
             return torch.addmm(self.weight, self.left_factor, self.right_factor)
 
+    @property
+    def W(self) -> Tensor:
+        """The whole weight, under the original's name."""
+        return self.spectral_weight()
+
     @override
     def forward(self, input: Tensor) -> Tensor:
         """Apply the whole weight, shape ``(*, in_features)`` to ``(*, out_features)``."""

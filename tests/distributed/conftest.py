@@ -6,6 +6,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from spectral_lightning.callbacks import ASSR, SpectralMonitor, SVDModeSwitch
+from spectral_lightning.optim import MuonAdamW, parameter_groups
 from spectral_lightning.testing.distributed import run_ranks
 from spectral_lightning.testing.tasks import TinyNetwork, TinyTask, quiet_trainer
 
@@ -13,8 +14,15 @@ from spectral_lightning.testing.tasks import TinyNetwork, TinyTask, quiet_traine
 class Task(TinyTask):
     """Layers whose rows do not divide evenly among two ranks."""
 
-    def __init__(self):
+    def __init__(self, muon=False):
         super().__init__(TinyNetwork(width=41))
+        self.muon = muon
+
+    def configure_optimizers(self):
+        if self.muon:
+            groups = parameter_groups(self.net)
+            return MuonAdamW(groups, weight_decay=0.1, ns_dtype="float32")
+        return super().configure_optimizers()
 
 
 class ShardedTask(Task):
@@ -28,12 +36,15 @@ class ShardedTask(Task):
         fully_shard(self.net, mesh=mesh)
 
 
-def fit(folder, strategy, task, *, ckpt_path=None, save=None, assr=None, svd=None, **changes):
+def fit(
+    folder, strategy, task, *, ckpt_path=None, save=None, assr=None, svd=None, muon=False, **changes
+):
     """Fit, and return what a rank knows: readings, weights and metrics.
 
     With `assr`, the arguments of an ASSR callback, its interventions are among the metrics; with
     `svd`, those of mode switching, the modes and protected bases.
     """
+    task.muon = muon
     monitor = SpectralMonitor(spectrum_every_n_steps=3)
     callbacks = [monitor] if assr is None else [monitor, ASSR(**assr)]
     callbacks += [] if svd is None else [SVDModeSwitch(**svd)]

@@ -87,3 +87,12 @@ def test_a_layer_frozen_when_ddp_wrapped_the_model_is_refused_once_it_trains(tmp
 
     with pytest.raises(RuntimeError, match=r"cannot switch net\.2: it was frozen when DDP wrapped"):
         run_ranks(on_rank)
+
+
+def test_sharded_muon_steps_as_one_process_does(fit_one, fit_sharded):
+    """Within the tolerance of Newton-Schulz in float32, with and without protected layers."""
+    for changes in ({"logger": False}, settings(LOW)):
+        _, weights, _ = fit_one(muon=True, **changes)
+        for _, sharded, _ in fit_sharded(muon=True, **changes):
+            for name, weight in weights.items():
+                assert torch.allclose(sharded[name], weight, atol=1e-4), name

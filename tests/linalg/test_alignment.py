@@ -114,6 +114,21 @@ def test_all_triplets_give_the_matrix_back(shape, dtype):
     assert torch.allclose(again, weight.to(compute), atol=tolerance)
 
 
+def test_a_device_without_a_decomposition_has_it_made_on_the_cpu(monkeypatch):
+    weight, _, _ = bases((24, 24))
+    expected, svd, refused = singular_triplets(weight), torch.linalg.svd, []
+
+    def missing(matrix, **options):
+        if not refused:
+            refused.append(matrix)
+            raise NotImplementedError("aten::_linalg_svd is not implemented for this device")
+        return svd(matrix, **options)
+
+    monkeypatch.setattr(torch.linalg, "svd", missing)
+    assert torch.equal(singular_triplets(weight).values, expected.values)
+    assert len(refused) == 1
+
+
 def test_what_is_not_finite_is_not_decomposed():
     weight = torch.full((4, 4), math.nan)
     with pytest.raises(ValueError, match="`weight` must be finite"):

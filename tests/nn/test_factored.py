@@ -43,6 +43,15 @@ def test_base_and_factors_make_the_weight(shape, rank_deficient):
     assert not columns[10:].any()
 
 
+def test_weight_is_the_parameter_and_w_the_whole():
+    layer = layer_of((24, 24))
+    assert isinstance(layer.weight, nn.Parameter)
+    before = layer.W.detach().clone()
+    split(layer, 10)
+    assert torch.allclose(layer.W, before, atol=1e-5)
+    assert not torch.allclose(layer.weight, before, atol=1e-2)
+
+
 def test_many_round_trips_do_not_drift():
     layer = layer_of((24, 24))
     x = torch.randn(5, 24, generator=torch.Generator().manual_seed(1))
