@@ -18,12 +18,16 @@ from spectral_lightning.callbacks.assr_layer import (
     kept_waiting,
     sampled,
     sensors,
-    shared_layers,
     why_left_alone,
 )
 from spectral_lightning.callbacks.assr_messages import Messages, what_is_odd
 from spectral_lightning.callbacks.assr_steps import Actuator, Stepper
-from spectral_lightning.callbacks.base import SpectralCallback, log_interval, num_batches
+from spectral_lightning.callbacks.base import (
+    SpectralCallback,
+    log_interval,
+    num_batches,
+    shared_layers,
+)
 from spectral_lightning.callbacks.step_sizes import StepSizes
 from spectral_lightning.control import Regulator, ThermostatVerdict
 from spectral_lightning.dashboards import Interventions, interventions_scalars, interventions_table
@@ -256,7 +260,7 @@ class ASSR(SpectralCallback):
         self._saved = state_dict
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        known = shared_layers(set(saved["layers"]), set(self.names))
+        known = shared_layers("ASSR", set(saved["layers"]), set(self.names))
         for name in known & set(self._layers):
             layer = self._layers[name]
             layer.load_state_dict(saved["layers"][name])

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from spectral_lightning.callbacks.step_sizes import StepSizes
@@ -216,27 +215,6 @@ def why_left_alone(target: Target, sizes: StepSizes) -> str | None:
     if parameter is None:
         return "has a weight that is computed from others"
     return "is frozen" if not target.trainable else sizes.why_not(parameter)
-
-
-def shared_layers(saved: set[str], present: set[str]) -> set[str]:
-    """Layers of a checkpoint that the model has; warns of those that only one of them has.
-
-    Raises:
-        ValueError: If they have none in common.
-    """
-    if saved and saved.isdisjoint(present):
-        raise ValueError(
-            "The checkpoint's ASSR state must be of this model, got layers such as"
-            f" {min(saved)!r} where the model has {min(present, default=None)!r}; start without"
-            " `ckpt_path`, or calibrate anew."
-        )
-    for kind, names in {"new": present - saved, "gone": saved - present}.items():
-        if saved and names:
-            rank_zero_warn(
-                f"ASSR: {len(names)} layers, such as {min(names)}, are {kind} since the"
-                " checkpoint was written; new ones are calibrated from here on."
-            )
-    return saved & present
 
 
 def check_kinds(layers: object, regulator: object) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from spectral_lightning.spectra import Need, SpectrumCache, find_targets, is_due
@@ -188,3 +188,24 @@ def boards(trainer: pl.Trainer) -> list[Any]:
         return []
     experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers]
     return [e for e in experiments if hasattr(e, "add_custom_scalars")]
+
+
+def shared_layers(who: str, saved: set[str], present: set[str]) -> set[str]:
+    """Layers of a checkpoint that the model has; warns of those that only one of them has.
+
+    Raises:
+        ValueError: If they have none in common.
+    """
+    if saved and saved.isdisjoint(present):
+        raise ValueError(
+            f"The checkpoint's {who} state must be of this model, got layers such as"
+            f" {min(saved)!r} where the model has {min(present, default=None)!r}; start without"
+            " `ckpt_path`."
+        )
+    for kind, names in {"new": present - saved, "gone": saved - present}.items():
+        if saved and names:
+            rank_zero_warn(
+                f"{who}: {len(names)} layers, such as {min(names)}, are {kind} since the"
+                " checkpoint was written; new ones begin from here on."
+            )
+    return saved & present

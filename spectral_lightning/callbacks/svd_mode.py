@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from spectral_lightning.actuators import ProtectedPart
-from spectral_lightning.callbacks.base import SpectralCallback
+from spectral_lightning.callbacks.base import SpectralCallback, shared_layers
 from spectral_lightning.callbacks.svd_mode_checks import (
     check_settings,
     refuse_overlap,
@@ -147,10 +147,10 @@ class SVDModeSwitch(SpectralCallback):
                 "SVDModeSwitch has no effect: no optimizer trains a layer that `layers` selects and"
                 f" that is at least {SMALLEST_SIZE} x {SMALLEST_SIZE}."
             )
-        for name, saved in ({} if self._saved is None else self._saved["layers"]).items():
-            if name in self._layers:
-                self._layers[name].load_state_dict(saved)
-        self._saved = None
+        if self._saved is not None:
+            saved, self._saved = self._saved["layers"], None
+            for name in shared_layers("SVDModeSwitch", set(saved), set(self._layers)):
+                self._layers[name].load_state_dict(saved[name])
         self._log = ModeLog(trainer, self._settings(trainer.global_step))
 
     @override

@@ -122,3 +122,16 @@ def test_layers_that_cannot_be_switched_are_named_with_the_reason(fit, caplog):
 def test_a_wrong_argument_is_refused_at_construction(arguments, error, sentence):
     with pytest.raises(error, match=sentence):
         SVDModeSwitch(**arguments)
+
+
+def test_a_checkpoint_of_another_model_is_refused(fit, tmp_path):
+    trainer = fit(SVDModeSwitch("*", 1, scheduled({0: "lowrank"})), task=Task(), max_steps=3)
+    path = tmp_path / "run.ckpt"
+    trainer.save_checkpoint(path)
+    checkpoint = torch.load(path, weights_only=True)
+    (key,) = (key for key in checkpoint["callbacks"] if "SVDModeSwitch" in key)
+    layers = checkpoint["callbacks"][key]["layers"]
+    checkpoint["callbacks"][key]["layers"] = {f"old.{n}": state for n, state in layers.items()}
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match="SVDModeSwitch state must be of this model, got layers"):
+        fit(SVDModeSwitch("*", 1, scheduled({0: "lowrank"})), task=Task(), ckpt_path=path)
