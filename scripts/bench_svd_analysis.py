@@ -1,7 +1,7 @@
 """What the analyses of mode switching cost: beside full SVDs, and as a share of training.
 
 First part: 80 matrices of 1280 x 1280, analysed as `SVDModeSwitch` does with `CalibratedPolicy`
-(leading triplets from a warm start, intent, effect, angle), against one full SVD of each, which is
+(directions from a warm start, intent, effect, angle), against one full SVD of each, which is
 what the original did three times. Blocks of eight matrices in the order A B B A. Second part: a GPT
 of depth 4 on 4,096 tokens per step, all attention layers analysed every 20 steps: the time inside
 the callback over that of the fit, in which nothing else waits for it. One JSON object comes last::
@@ -23,6 +23,7 @@ from torch import nn
 from typing_extensions import override
 
 from spectral_lightning.callbacks import SVDModeSwitch
+from spectral_lightning.callbacks.svd_mode_factored import Protection, layer_of
 from spectral_lightning.callbacks.svd_mode_layer import ModeLayer
 from spectral_lightning.control import CalibratedPolicy
 from spectral_lightning.models import GPT
@@ -49,7 +50,7 @@ def analyse(layers: list[ModeLayer], cache: SpectrumCache, step: int) -> None:
         layer.end(policy)
 
 
-def against_svd() -> dict[str, Any]:
+def against_svd(protection: Protection) -> dict[str, Any]:
     """Milliseconds per matrix of both."""
     torch.manual_seed(SEED)
     modules = [nn.Linear(SIZE, SIZE, bias=False) for _ in range(COUNT)]
@@ -61,7 +62,9 @@ def against_svd() -> dict[str, Any]:
     for i, module in enumerate(modules):
         target = Target(name=str(i), module=module)
         cache.declare(Need(names=frozenset([target.name])), [target])
-        layers.append(ModeLayer(target, optimizer, "two_sided", 0))
+        layer = layer_of(target, [optimizer], protection, 0)
+        assert isinstance(layer, ModeLayer)
+        layers.append(layer)
     blocks = [layers[i : i + BLOCK] for i in range(0, COUNT, BLOCK)]
     for block in blocks:  # cold starts, once per run
         analyse(block, cache, 0)
@@ -82,6 +85,7 @@ def against_svd() -> dict[str, Any]:
     middle = {name: round(statistics.median(found), 2) for name, found in times.items()}
     ratios = sorted(b / a for a, b in zip(times["analysis"], times["svd"], strict=True))
     return {
+        "protection": protection,
         "matrices": COUNT,
         "shape": [SIZE, SIZE],
         "num_directions": CalibratedPolicy().most_principal(SIZE),
@@ -160,9 +164,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    results = {"script": "bench_svd_analysis", "against_svd": against_svd()}
-    print(results["against_svd"], flush=True)
-    results["training"] = share_of_training(options.steps, options.repeats)
+    costs = []
+    for protection in ("two_sided", "gradients"):
+        costs.append(against_svd(protection))
+        print(costs[-1], flush=True)
+    training = share_of_training(options.steps, options.repeats)
+    results = {"script": "bench_svd_analysis", "against_svd": costs, "training": training}
     report(results, options.save)
 
 

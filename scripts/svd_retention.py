@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from spectral_lightning.actuators import ProtectedPart
 from spectral_lightning.linalg import orthonormalize, singular_triplets
+from spectral_lightning.nn import FactoredLinear, factorize
 
 BATCH, NUM_EVALUATED, WARM_UP = 16, 12, 10
 RATES = {"plain": (3e-5, 1e-4, 2e-4, 3e-4, 6e-4, 1e-3, 2e-3)}
@@ -65,6 +66,7 @@ ARMS |= {
 }
 ARMS |= {f"inputs right {fraction:g}": Arm("right", fraction, "inputs") for fraction in (0.06, 0.5)}
 ARMS |= {f"gradients right {f:g}": Arm("right", f, "gradients") for f in (0.125, 0.25, 0.5)}
+ARMS |= {"legacy 0.25": Arm("legacy")}
 ARMS |= {"inputs two_sided 0.25": Arm("two_sided", 0.25, "inputs")}
 
 
@@ -141,7 +143,7 @@ def parts_of(model: nn.Module, arm: Arm, batches: list[Tensor]) -> dict[str, Pro
     inputs that make them, ``C^(1/2)`` times right singular
     vectors.
     """
-    if arm.side is None:
+    if arm.side in (None, "legacy"):
         return {}
     moments = {}
     if arm.basis == "gradients":
@@ -167,6 +169,16 @@ def parts_of(model: nn.Module, arm: Arm, batches: list[Tensor]) -> dict[str, Pro
     return parts
 
 
+def split(model: nn.Module, fraction: float) -> None:
+    """Put the minor directions of each layer into factors, as the original trains them."""
+    factorize(model, set(linears(model).values()))
+    for module in linears(model).values():
+        assert isinstance(module, FactoredLinear)
+        left, values, right = singular_triplets(module.weight)
+        k = int(fraction * len(values))
+        module.split_(left[:, k:], values[k:], right[:, k:])
+
+
 def train(
     model: nn.Module,
     batches: list[Tensor],
@@ -183,6 +195,9 @@ def train(
             group["lr"] = lr * min(1.0, (step + 1) / WARM_UP)
         optimizer.zero_grad()
         loss_of(model, batch).backward()
+        for module in layers.values():
+            if isinstance(module, FactoredLinear):
+                module.weight.grad = None  # only the factors are stepped
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for name, part in parts.items():
             part.remove_(layers[name].weight.grad)  # type: ignore[arg-type]
@@ -208,6 +223,8 @@ def run(job: tuple[int, list[tuple[str, float]]], options: argparse.Namespace) -
     found: list[Any] = [{"arm": "before", "lr": 0.0, "seed": seed, "A": before[0], "B": before[1]}]
     for name, lr in tasks:
         arm, copy = ARMS[name], deepcopy(model)
+        if arm.side == "legacy":
+            split(copy, arm.fraction)
         train(copy, batches, lr, parts_of(copy, arm, known), arm.pull)
         losses = {"A": held_out(copy, first[1]), "B": held_out(copy, second[1])}
         found.append({"arm": name, "lr": lr, "seed": seed, **losses})
@@ -281,8 +298,15 @@ def main() -> None:
     for row in rows:
         numbers = f"A {row['A']:.4f}  B {row['B']:.4f}  gain {row['gain']}"
         print(f"{row['arm']:24} lr {row['lr']:<8g} {numbers}  beyond {row['beyond']}")
-    texts = {"A": str(options.first or "docs"), "B": str(options.second or "library source")}
-    settings = {"first_steps": options.first_steps, "second_steps": options.second_steps}
+    texts = {
+        "A": "CPython's documentation" if options.first is None else options.first.name,
+        "B": "CPython's library" if options.second is None else options.second.name,
+    }
+    settings = {
+        "threads_per_process": 1,
+        "first_steps": options.first_steps,
+        "second_steps": options.second_steps,
+    }
     report({"script": "svd_retention", **settings, "texts": texts, "rows": rows}, options.save)
 
 
