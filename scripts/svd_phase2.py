@@ -94,13 +94,13 @@ def main() -> None:
     parser.add_argument("--source", type=Path)
     parser.add_argument("--valid-source", type=Path)
     parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
     pairs = []
     with tempfile.TemporaryDirectory() as folder:
         options.cache = Path(folder) / "cache"
-        for seed in range(options.seeds):
+        for seed in options.seeds:
             (Path(folder) / str(seed)).mkdir()
             pairs.append(pair(seed, Path(folder) / str(seed), options))
             print(pairs[-1], flush=True)

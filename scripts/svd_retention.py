@@ -238,6 +238,8 @@ def gain(point: dict[str, float], frontier: list[dict[str, float]]) -> float | N
     Below the lowest loss on B that plain training reaches at any rate, it is compared with plain
     training there, which is less than it deserves; above the highest, None.
     """
+    if not frontier:
+        return None
     ordered = sorted(frontier, key=lambda other: other["B"])
     if point["B"] < ordered[0]["B"]:
         return ordered[0]["A"] - point["A"]
@@ -263,7 +265,7 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         row = {"arm": arm, "lr": lr, "seeds": len(mine)}
         row |= {key: round(statistics.fmean(r[key] for r in mine), 4) for key in ("A", "B")}
         row["gain"] = round(statistics.fmean(known), 4) if known else None
-        best = min(r["B"] for r in runs if r["arm"] == "plain")
+        best = min((r["B"] for r in runs if r["arm"] == "plain"), default=0.0)
         row["beyond"] = sum(r["B"] < best for r in mine)
         row["gains"] = [None if g is None else round(g, 4) for g in gains]
         rows.append(row)
@@ -281,10 +283,12 @@ def main() -> None:
     parser.add_argument("--second-steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--without-plain", action="store_true", help="gains are then unknown")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
-    names = list(dict.fromkeys(["plain", *options.arms]))
+    first = [] if options.without_plain else ["plain"]
+    names = list(dict.fromkeys([*first, *options.arms]))
     tasks = [(name, lr) for name in names for lr in RATES.get(name, OTHER_RATES)]
     jobs = [
         (seed, tasks[part :: options.processes])
