@@ -5,11 +5,13 @@ Lives here: hooks. Does not live here: what is measured (`spectra.mode_measures`
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from spectral_lightning.actuators import ProtectedPart
@@ -18,8 +20,15 @@ from spectral_lightning.callbacks.svd_mode_checks import (
     check_settings,
     refuse_overlap,
     refuse_thawed,
+    require_protection,
+    warn_of_writers,
 )
-from spectral_lightning.callbacks.svd_mode_factored import FACTORED, Protection, layer_of
+from spectral_lightning.callbacks.svd_mode_factored import (
+    FACTORED,
+    Protection,
+    layers_of,
+    of_rank_zero,
+)
 from spectral_lightning.callbacks.svd_mode_layer import (
     NOT_FINITE,
     SMALLEST_SIZE,
@@ -29,10 +38,7 @@ from spectral_lightning.callbacks.svd_mode_log import ModeLog
 from spectral_lightning.control import CalibratedPolicy, ModePolicy, ModeState
 from spectral_lightning.nn import factorize
 from spectral_lightning.spectra import (
-    Condition,
     LayerAnalysis,
-    ModeSettings,
-    SingularTriplets,
     Target,
     find_targets,
     is_due,
@@ -107,6 +113,7 @@ class SVDModeSwitch(SpectralCallback):
         self._saved: dict[str, Any] | None = None
         self._log: ModeLog | None = None
         self._loss: float | None = None
+        self._handles: list[Any] = []
 
     @property
     def modes(self) -> dict[str, ModeState]:
@@ -123,35 +130,40 @@ class SVDModeSwitch(SpectralCallback):
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._layers, self._saved, self._log = {}, None, None
-            if self.protection in FACTORED:
-                targets = find_targets(pl_module, self.layers, splits=self.splits).targets
-                modules = {target.module for target in targets if target.rows is None}
-                factorize(pl_module, modules)
+        if self.protection in FACTORED:  # also to evaluate a checkpoint
+            targets = find_targets(pl_module, self.layers, splits=self.splits).targets
+            modules = {target.module for target in targets if target.rows is None}
+            factorize(pl_module, modules)
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        refuse_overlap(self.names, [c.names for c in _others(self, trainer)])
-        self._layers, self._frozen = {}, {}
-        for name in self.names:
-            target = self.spectra.targets[name]
-            found = layer_of(target, trainer.optimizers, self.protection, trainer.global_step)
-            if isinstance(found, ModeLayer):
-                self._layers[name] = found
-                continue
-            if not target.trainable:
-                self._frozen[name] = target
-            rank_zero_info(f"SVDModeSwitch: {name} always trains as it is, since it {found}.")
+        others = _others(self, trainer)
+        switches = [other for other in others if isinstance(other, SVDModeSwitch)]
+        targets = self.spectra.targets
+        refuse_overlap(
+            [targets[name] for name in self.names],
+            [targets[name] for switch in switches for name in switch.names],
+        )
+        warn_of_writers(self.names, [other for other in others if other not in switches])
+        step, found = trainer.global_step, {name: targets[name] for name in self.names}
+        self._layers = layers_of(found, trainer.optimizers, self.protection, step)
+        self._frozen = {name: target for name, target in found.items() if not target.trainable}
         if not self._layers:
             rank_zero_warn(
                 "SVDModeSwitch has no effect: no optimizer trains a layer that `layers` selects and"
                 f" that is at least {SMALLEST_SIZE} x {SMALLEST_SIZE}."
             )
         if self._saved is not None:
+            require_protection(self._saved["protection"], self.protection)
             saved, self._saved = self._saved["layers"], None
             for name in shared_layers("SVDModeSwitch", set(saved), set(self._layers)):
                 self._layers[name].load_state_dict(saved[name])
-        self._log = ModeLog(trainer, self._settings(trainer.global_step))
+        for layer in self._layers.values():
+            layer.refresh = self.refresh
+            layer.begin_fit()
+        self._watch(trainer.optimizers)
+        self._log = ModeLog(trainer, self.every_n_steps, self.policy, self.protection)
 
     @override
     def on_before_optimizer_step(
@@ -182,13 +194,13 @@ class SVDModeSwitch(SpectralCallback):
     ) -> None:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if any(layer.analysis is not None for layer in self._layers.values()):
-            self._loss = float(loss) if isinstance(loss, Tensor) else None
+            # Lightning has divided the loss of each micro-batch by their number.
+            scale = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+            self._loss = float(loss) * scale if isinstance(loss, Tensor) else None
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     @override
     def on_weights(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for layer in self._layers.values():
-            layer.after_step()
         pending = [layer for layer in self._layers.values() if layer.analysis is not None]
         if pending:
             self._finish(trainer, pending)
@@ -204,19 +216,40 @@ class SVDModeSwitch(SpectralCallback):
         if self._log is not None:
             self._log.draw(trainer)
             self._log = None
+        self._watch([])
+
+    @override
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self._watch([])
 
     @override
     def state_dict(self) -> dict[str, Any]:
         layers = {name: layer.state_dict() for name, layer in self._layers.items()}
-        return {**super().state_dict(), "layers": layers}
+        if self._saved is not None:  # loaded, and not yet taken up
+            layers = self._saved["layers"]
+        return {**super().state_dict(), "layers": layers, "protection": self.protection}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._saved = state_dict
 
+    def _watch(self, optimizers: Sequence[Optimizer]) -> None:
+        """Follow the steps of some optimizers, and of no others."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = [o.register_step_post_hook(self._stepped) for o in optimizers]
+
+    def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Put protected parts back before anybody sees the weights; not if a scaler skips."""
+        for layer in self._layers.values():
+            if layer.optimizer is optimizer:
+                layer.after_step()
+
     def _begin(self, due: Sequence[ModeLayer], step: int) -> None:
-        """Analyse weights and gradients; two copies to the host for all layers together."""
+        """Analyse weights and gradients; their numbers come to the host for all together."""
         heads: list[Tensor] = []
         begun: list[ModeLayer] = []
         for layer in due:
@@ -237,15 +270,6 @@ class SVDModeSwitch(SpectralCallback):
 
     def _finish(self, trainer: pl.Trainer, pending: Sequence[ModeLayer]) -> None:
         """Measure what the step did, decide, and carry it out; the same on all ranks."""
-
-        def share(triplets: SingularTriplets) -> SingularTriplets:
-            """Decompositions may differ in their last digits from rank to rank."""
-            if trainer.world_size == 1:
-                return triplets
-            found = trainer.strategy.broadcast([part.cpu() for part in triplets])
-            device = triplets.values.device
-            return SingularTriplets(*(part.to(device) for part in found))
-
         effects = on_host([layer.measure_effect() for layer in pending])
         analyses: list[LayerAnalysis] = []
         for layer, effect in zip(pending, effects, strict=True):
@@ -261,9 +285,9 @@ class SVDModeSwitch(SpectralCallback):
                 self._skip(layer, found.step, reason)
                 layer.analysis = None
                 continue
-            analyses.append(layer.decide(self.policy, self._loss, refresh=self.refresh))
+            analyses.append(layer.decide(self.policy, self._loss))
             if self.refresh or analyses[-1].switches:
-                layer.protect(self.spectra.vectors, share)
+                layer.protect(self.spectra.vectors, partial(of_rank_zero, trainer))
             layer.end(self.policy)
         if self._log is not None:
             self._log.analysed(trainer, analyses)
@@ -273,17 +297,8 @@ class SVDModeSwitch(SpectralCallback):
         if self._log is not None:
             self._log.skipped(layer.target.name, step, reason)
 
-    def _settings(self, step: int) -> ModeSettings:
-        return ModeSettings(
-            step=step,
-            every_n_steps=self.every_n_steps,
-            policy=type(self.policy).__name__,
-            protection=self.protection,
-            conditions=tuple(Condition(*condition) for condition in self.policy.conditions),
-        )
 
-
-def _others(own: SVDModeSwitch, trainer: pl.Trainer) -> list[SVDModeSwitch]:
-    """The other instances in a Trainer."""
+def _others(own: SVDModeSwitch, trainer: pl.Trainer) -> list[SpectralCallback]:
+    """The other spectral callbacks of a Trainer."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return [c for c in callbacks if isinstance(c, SVDModeSwitch) and c is not own]
+    return [c for c in callbacks if isinstance(c, SpectralCallback) and c is not own]

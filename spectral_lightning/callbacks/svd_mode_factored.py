@@ -1,10 +1,12 @@
 """Mode switching of layers whose minor directions are trained as a product of two factors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -15,9 +17,11 @@ from spectral_lightning.callbacks.svd_mode_gradients import GradientModeLayer
 from spectral_lightning.callbacks.svd_mode_layer import ModeLayer, Share, trained_by
 from spectral_lightning.control import Mode
 from spectral_lightning.nn import FactoredLinear
-from spectral_lightning.spectra import Target, VectorCache
+from spectral_lightning.spectra import SingularTriplets, Target, VectorCache
 
 FACTORED = ("factored", "legacy")
+CARRIED = (torch.optim.SGD, torch.optim.Adam, torch.optim.Muon)
+"""Optimizers whose running means `carry_moments` knows, besides `MuonAdamW`; AdamW is an Adam."""
 Protection = Literal["gradients", "two_sided", "left", "right", "block", "factored", "legacy"]
 
 
@@ -33,6 +37,8 @@ class FactoredModeLayer(ModeLayer):
     is_protected: bool = True
     """Whether factors, gradients and momentum are kept out of the principal subspaces; False as in
     the original."""
+    held: tuple[Tensor, Tensor] | None = None
+    """Gradient of the base in this step, and the norm of that of ``B`` before clipping."""
 
     @property
     def module(self) -> FactoredLinear:
@@ -41,19 +47,36 @@ class FactoredModeLayer(ModeLayer):
         return self.target.module
 
     @override
+    def begin_fit(self) -> None:
+        """Begin in full mode with one whole weight, unless a checkpoint says otherwise."""
+        if self.part is None:
+            self.module.merge_()
+            share_moments(self.optimizer, self.module)
+
+    @override
     def before_step(self) -> None:
         """Take the base's gradient away, and the protected part out of the factors'."""
         if self.part is None:
             return
         gradient, self.module.weight.grad = self.module.weight.grad, None
-        if gradient is not None:
-            carry_moments(self.optimizer, self.module, gradient)
         B, A = self.module.left_factor, self.module.right_factor
         self._project([B.grad], [A.grad])
+        if gradient is not None and B.grad is not None:
+            self.held = gradient, torch.linalg.vector_norm(B.grad)
 
     @override
     def after_step(self) -> None:
-        """Keep the factors out of the protected part."""
+        """Keep the factors out of the protected part, and average the base's gradient along.
+
+        It is scaled as clipping has scaled that of ``B``: a norm clips all gradients by one factor.
+        """
+        held, self.held = self.held, None
+        grad = self.module.left_factor.grad
+        if held is not None and grad is not None:
+            gradient, norm = held
+            scale = torch.linalg.vector_norm(grad) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+            if bool(torch.isfinite(gradient).all() & torch.isfinite(scale)):
+                carry_moments(self.optimizer, self.module, gradient * scale)
         if self.part is not None:
             self._project([self.module.left_factor], [self.module.right_factor])
             self.num_protected += 1
@@ -104,6 +127,8 @@ def layer_of(
     if protection == "factored" or protection == "legacy":
         if not is_factored:
             return "is no linear layer that could be factored"
+        if not isinstance(optimizer, CARRIED) and type(optimizer).__name__ != "MuonAdamW":
+            return f"is trained by {type(optimizer).__name__}, whose means cannot be carried along"
         if isinstance(target.module.weight, DTensor):
             return f"is sharded, which `protection={protection!r}` cannot be; take 'two_sided'"
         return FactoredModeLayer(
@@ -114,3 +139,28 @@ def layer_of(
     if protection == "gradients":
         return GradientModeLayer(target, optimizer, "right", step)
     return ModeLayer(target, optimizer, protection, step)
+
+
+def layers_of(
+    targets: Mapping[str, Target],
+    optimizers: Sequence[Optimizer],
+    protection: Protection,
+    step: int,
+) -> dict[str, ModeLayer]:
+    """What to keep of each layer that can be switched; the others are named with the reason."""
+    layers = {}
+    for name, target in targets.items():
+        found = layer_of(target, optimizers, protection, step)
+        if isinstance(found, ModeLayer):
+            layers[name] = found
+        else:
+            rank_zero_info(f"SVDModeSwitch: {name} always trains as it is, since it {found}.")
+    return layers
+
+
+def of_rank_zero(trainer: pl.Trainer, triplets: SingularTriplets) -> SingularTriplets:
+    """Triplets of rank 0 on all ranks: decompositions may differ in their last digits."""
+    if trainer.world_size == 1:
+        return triplets
+    found = trainer.strategy.broadcast([part.cpu() for part in triplets])
+    return SingularTriplets(*(part.to(triplets.values.device) for part in found))

@@ -41,12 +41,13 @@ class GradientModeLayer(ModeLayer):
         matrix = self.target.matrix(gradient)
         norm = torch.linalg.vector_norm(matrix)
         if self.state.mode is Mode.FULL and bool(torch.isfinite(norm) & (norm > 0)):
-            seed = zlib.crc32(self.target.name.encode())
+            seed, k = zlib.crc32(self.target.name.encode()), policy.most_principal(self.size)
+            past = self.inputs  # of a policy with fewer directions, it is no start
             found = gradient_triplets(
                 matrix,
                 weight,
-                self.inputs,
-                policy.most_principal(self.size),
+                past if past is not None and len(past[0]) == k else None,
+                k,
                 decay=DECAY,
                 generator=torch.Generator(matrix.device).manual_seed(seed),
             )

@@ -42,6 +42,8 @@ class Analysis:
     """The weight before the step."""
     num_principal: int = 0
     values: list[float] = field(default_factory=list)
+    total: float = 0.0
+    """Root of what the squares of all values would add up to."""
     numbers: dict[str, float] = field(default_factory=dict)
     """What has been measured, on the host."""
 
@@ -62,6 +64,8 @@ class ModeLayer:
     num_skipped: int = 0
     num_protected: int = 0
     """Optimizer steps taken in low-rank mode."""
+    refresh: bool = True
+    """Whether each analysis in low-rank mode chooses the principal directions anew."""
     analysis: Analysis | None = None
 
     @property
@@ -76,6 +80,9 @@ class ModeLayer:
         assert parameter is not None
         return parameter
 
+    def begin_fit(self) -> None:
+        """Begin with the weight as the fit finds it."""
+
     def before_step(self) -> None:
         """Take the protected part out of the gradient."""
         gradient = self.parameter.grad
@@ -84,7 +91,7 @@ class ModeLayer:
                 self.part.remove_(matrix)
 
     def after_step(self) -> None:
-        """Put the protected part back into the weight."""
+        """Put the protected part back into the weight, within the optimizer's step."""
         if self.part is not None:
             with self.target.editing() as weight:
                 self.part.restore_(weight)
@@ -101,7 +108,12 @@ class ModeLayer:
         norm = torch.linalg.vector_norm(weight, dtype=torch.float64)
         if not bool(torch.isfinite(norm)):
             return None
-        triplets = self.triplets(vectors, policy)
+        if self.part is not None and not self.refresh and not policy.needs_all_values:
+            seen = weight.to(self.part.right.dtype) @ self.part.right  # judged is what is protected
+            sizes = torch.linalg.vector_norm(seen, dim=0)
+            triplets = SingularTriplets(self.part.left, sizes, self.part.right)
+        else:
+            triplets = self.triplets(vectors, policy)
         self.analysis = Analysis(step, triplets, weight.clone())
         return torch.cat([self.total(norm).reshape(1), triplets.values.double()])
 
@@ -124,11 +136,15 @@ class ModeLayer:
         found, gradient = self.analysis, self.parameter.grad
         assert found is not None
         assert gradient is not None
-        norm, *found.values = numbers
-        found.num_principal = policy.num_principal(self.state, found.values, norm, self.size)
-        triplets, k = found.triplets, found.num_principal
-        weight_norm = torch.full_like(triplets.values[0], norm, dtype=torch.float64)
-        measures = spectrum_measures(triplets, weight_norm, k, self.size)
+        found.total, *found.values = numbers
+        k = policy.num_principal(self.state, found.values, found.total, self.size)
+        triplets, k = found.triplets, min(k, len(found.values))
+        if self.part is not None and not self.refresh:
+            k = self.part.num_principal
+        found.num_principal = k
+        total = torch.full_like(triplets.values[0], found.total, dtype=torch.float64)
+        measures = spectrum_measures(triplets, total, k, self.size)
+        measures["weight_norm"] = torch.linalg.vector_norm(found.before, dtype=torch.float64)
         matrix = self.target.matrix(gradient)
         measures |= intent_measures(matrix, found.before, triplets, k, self.side)
         if self.previous_basis is not None and self.previous_basis.shape[1] >= k:
@@ -154,16 +170,16 @@ class ModeLayer:
         numbers = self.analysis.numbers
         if not all(math.isfinite(numbers[name]) for name in ("gradient_norm", "update_norm")):
             return NOT_FINITE
-        if numbers["gradient_norm"] == 0 or not self.analysis.values[0] > 0:
+        if numbers["gradient_norm"] == 0 or numbers["weight_norm"] == 0:
             return ZERO
         return NO_STEP if numbers["update_norm"] == 0 else None
 
-    def decide(self, policy: ModePolicy, loss: float | None, *, refresh: bool) -> LayerAnalysis:
+    def decide(self, policy: ModePolicy, loss: float | None) -> LayerAnalysis:
         """Let the policy decide; `protect` carries it out."""
         assert self.analysis is not None
         found, old = self.analysis, self.state
         self.state, verdict = policy.update(old, _reading(found, self))
-        if self.part is not None and self.state.mode is Mode.LOW_RANK and not refresh:
+        if self.part is not None and self.state.mode is Mode.LOW_RANK and not self.refresh:
             self.state = replace(self.state, rank=self.size - self.part.num_principal)
         rank = self.size - found.num_principal
         return LayerAnalysis(
@@ -214,7 +230,7 @@ class ModeLayer:
         found, self.analysis = self.analysis, None
         keep = len(found.values)
         if policy.needs_all_values:  # of many, only as many vectors as will be looked at
-            keep = policy.num_principal(self.state, found.values, math.nan, self.size)
+            keep = policy.num_principal(self.state, found.values, found.total, self.size)
         self.previous_values = found.values
         self.previous_basis = self.basis(found.triplets)[:, :keep].clone()
 

@@ -7,10 +7,11 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from spectral_lightning.callbacks.base import boards, num_batches
-from spectral_lightning.control import Mode
+from spectral_lightning.control import Mode, ModePolicy
 from spectral_lightning.dashboards.mode_figure import write_mode_figure
 from spectral_lightning.spectra import (
     MODE_EVENTS_FILE,
+    Condition,
     LayerAnalysis,
     ModeEventWriter,
     ModeSettings,
@@ -24,15 +25,26 @@ class ModeLog:
 
     Args:
         trainer: Trainer; the file is written on rank 0 if a logger has a folder.
-        settings: What the file begins with.
+        every_n_steps: Optimizer steps between two analyses.
+        policy: Policy, whose thresholds the file begins with.
+        protection: What is protected.
     """
 
-    def __init__(self, trainer: pl.Trainer, settings: ModeSettings) -> None:
+    def __init__(
+        self, trainer: pl.Trainer, every_n_steps: int, policy: ModePolicy, protection: str
+    ) -> None:
         self._writer: ModeEventWriter | None = None
         self._warned: set[str] = set()
         log_dir = trainer.log_dir  # asks all ranks
         is_real = trainer.loggers and not getattr(trainer, "fast_dev_run", False)
         if trainer.is_global_zero and is_real and log_dir is not None:
+            settings = ModeSettings(
+                step=trainer.global_step,
+                every_n_steps=every_n_steps,
+                policy=type(policy).__name__,
+                protection=protection,
+                conditions=tuple(Condition(*condition) for condition in policy.conditions),
+            )
             path = Path(log_dir) / MODE_EVENTS_FILE
             self._writer = ModeEventWriter(path, step=settings.step)
             self._writer.append(settings)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
@@ -74,6 +75,11 @@ class SpectralTrainerCallback(TrainerCallback):
                 raise TypeError(
                     "`callbacks` must be spectral callbacks, such as ASSR() or SpectralMonitor(),"
                     f" got {callback!r}; others of Lightning need its Trainer."
+                )
+            if type(callback).on_before_optimizer_step is not Callback.on_before_optimizer_step:
+                raise TypeError(
+                    f"`callbacks` must not need gradients, got {type(callback).__name__};"
+                    " `transformers.Trainer` shows them to no callback, Lightning's Trainer does."
                 )
         keys = [callback.state_key for callback in callbacks]
         if len(set(keys)) < len(keys):

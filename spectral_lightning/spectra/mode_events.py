@@ -82,7 +82,7 @@ class LayerAnalysis:
     verdict: str
     """Reason of the decision."""
     loss: float | None
-    """Training loss of the step; None if the training step returned none."""
+    """Training loss of the step's last micro-batch; None if the training step returned none."""
     measures: Mapping[str, float | None]
     """What was measured, by name; None for what could not be."""
 
