@@ -46,7 +46,7 @@ def analyse(layers: list[ModeLayer], cache: SpectrumCache, step: int) -> None:
     for layer, intent, effect in zip(layers, on_host(measures), on_host(effects), strict=True):
         assert layer.analysis is not None
         layer.analysis.numbers = {**intent, **effect}
-        layer.decide(policy, None, refresh=True)
+        layer.decide(policy, None)
         layer.end(policy)
 
 
