@@ -52,10 +52,11 @@ class SVDModeSwitch(SpectralCallback):
     Every `every_n_steps` optimizer steps each layer's weight, gradient and applied update are
     analysed, and the policy chooses its mode. In *full* mode the layer trains as without this
     callback, to the bit. In *low-rank* mode its principal part stays as it is: it is taken out of
-    the gradient before the optimizer's step (before clipping), out of the momentum once, and put
-    back into the weight after the step, whatever the optimizer does. The weight stays one dense
-    parameter of the same shape, so a switch changes no function, no graph and no optimizer, and
-    checkpoints load into the plain model.
+    the gradient before the optimizer's step (before clipping), out of the momentum at each switch,
+    and put back into the weight at the end of the step, whatever the optimizer does. The weight
+    stays one dense parameter of the same shape, so a switch changes no function, no graph and no
+    optimizer, and checkpoints load into the plain model. Only the two protections by factors add
+    parameters, and leave by `FactoredLinear.to_linear`.
 
     Events go to ``svd_mode.jsonl`` in the logger's folder (`spectral watch` reads it) and the
     numbers to the loggers under ``svd/<measure>/<layer>``.
