@@ -20,6 +20,7 @@ import lightning.pytorch as pl
 import torch
 from bench_common import SEED, SEQUENCE_LEN, VOCAB_SIZE, quiet_trainer, report, text_data
 from torch import nn
+from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from spectral_lightning.callbacks import SVDModeSwitch
@@ -139,7 +140,7 @@ def share_of_training(steps: int, repeats: int) -> dict[str, Any]:
         trainer = quiet_trainer(
             max_steps=steps, callbacks=[timed, clock], accelerator="cpu", gradient_clip_val=1.0
         )
-        trainer.fit(task, batches)  # type: ignore[arg-type]
+        trainer.fit(task, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
         shares.append(timed.seconds / clock.seconds)
     return {
         "model": "GPT depth 4",
