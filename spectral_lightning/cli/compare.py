@@ -53,14 +53,7 @@ def run(args: list[str]) -> int:
         Exit status: 0 for success, 1 if a criterion is not met or the logs do not tell, 2 for a
         mistake that one sentence explains.
     """
-    options = _parser().parse(args, required=["BASELINE", "RUN"])
-    try:
-        return _compare(options)
-    except errors.CANDIDATES as error:
-        status = errors.report(error)
-        if status is None:
-            raise
-        return status
+    return errors.answered(_compare, _parser().parse(args, required=["BASELINE", "RUN"]))
 
 
 def _parser() -> CommandParser:

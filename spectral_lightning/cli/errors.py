@@ -4,7 +4,11 @@ import os
 import re
 import sys
 import sysconfig
+from collections.abc import Callable
 from types import TracebackType
+from typing import TypeVar
+
+_Options = TypeVar("_Options")
 
 # Whoever raises from here is talking to the user; elsewhere a ValueError may be a bug.
 SPEAKS_TO_USERS = ("spectral_lightning.", "lightning.pytorch.", "lightning.fabric.")
@@ -50,6 +54,25 @@ def user_sentence(error: BaseException) -> str | None:
     if text and is_mistake and _origin(error.__traceback__).startswith(SPEAKS_TO_USERS):
         return text
     return None
+
+
+def answered(command: Callable[[_Options], int], options: _Options) -> int:
+    """Run a command, and answer a user's mistake in one sentence.
+
+    Args:
+        command: The command; returns its exit status.
+        options: Its options.
+
+    Returns:
+        The command's exit status, or that of `report`.
+    """
+    try:
+        return command(options)
+    except CANDIDATES as error:
+        status = report(error)
+        if status is None:
+            raise
+        return status
 
 
 def report(error: BaseException) -> int | None:

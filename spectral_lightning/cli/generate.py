@@ -16,15 +16,11 @@ def run(args: list[str]) -> int:
     Returns:
         Exit status: 0 for success, 2 for a mistake that one sentence explains.
     """
-    options = _parser().parse(args, required=["--checkpoint", "--prompt"])
-    try:
-        texts = _samples(options)
-    except errors.CANDIDATES as error:
-        status = errors.report(error)
-        if status is None:
-            raise
-        return status
-    for number, text in enumerate(texts, start=1):
+    return errors.answered(_generate, _parser().parse(args, required=["--checkpoint", "--prompt"]))
+
+
+def _generate(options: argparse.Namespace) -> int:
+    for number, text in enumerate(_samples(options), start=1):
         if options.num_samples > 1:
             sys.stdout.write(f"--- sample {number} of {options.num_samples}\n")
         sys.stdout.write(text + "\n")

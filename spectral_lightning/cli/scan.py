@@ -56,14 +56,7 @@ def run(args: list[str]) -> int:
         Exit status: 0 for success, 1 if a layer breaks a rule of ``--fail-on``, 2 for a mistake
         that one sentence explains.
     """
-    options = _parser().parse(args, required=["PATH"])
-    try:
-        return _scan(options)
-    except errors.CANDIDATES as error:
-        status = errors.report(error)
-        if status is None:
-            raise
-        return status
+    return errors.answered(_scan, _parser().parse(args, required=["PATH"]))
 
 
 def _parser() -> CommandParser:

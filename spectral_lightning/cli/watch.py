@@ -62,14 +62,7 @@ def run(args: list[str]) -> int:
         Exit status: 0 if no layer was critical at its latest analysis, 1 if one was, 2 for a
         mistake that one sentence explains.
     """
-    options = _parser().parse(args, required=["RUN_DIR"])
-    try:
-        return _watch(options)
-    except errors.CANDIDATES as error:
-        status = errors.report(error)
-        if status is None:
-            raise
-        return status
+    return errors.answered(_watch, _parser().parse(args, required=["RUN_DIR"]))
 
 
 def _parser() -> CommandParser:

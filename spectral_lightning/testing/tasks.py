@@ -5,6 +5,7 @@ are equal to the bit, also when one of them is resumed in the middle of an epoch
 processes.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ class TinyTask(TinySteps, pl.LightningModule):
         dropout: Probability of dropout in `TinyNetwork`.
         num_batches: Batches of an epoch.
         lr: Learning rate of AdamW.
+        optimizer: Makes another optimizer from the network; None for AdamW.
     """
 
     def __init__(
@@ -115,11 +117,19 @@ class TinyTask(TinySteps, pl.LightningModule):
         dropout: float = 0.0,
         num_batches: int = 6,
         lr: float = 0.01,
+        optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
     ) -> None:
         super().__init__()
         self.net = TinyNetwork(dropout=dropout) if net is None else net
         self.num_batches = num_batches
         self.lr = lr
+        self._optimizer = optimizer
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the optimizer asked for."""
+        return (
+            super().configure_optimizers() if self._optimizer is None else self._optimizer(self.net)
+        )
 
 
 def quiet_settings(folder: str | Path, *callbacks: Callback, **settings: Any) -> dict[str, Any]:

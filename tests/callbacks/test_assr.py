@@ -7,27 +7,11 @@ import torch
 
 from spectral_lightning.callbacks import ASSR, SpectralMonitor
 from spectral_lightning.control import Regulator, Thermostat
-from spectral_lightning.control.regulator import RegulatorState
-from spectral_lightning.control.thermostat import Band, ThermostatState
 from spectral_lightning.linalg import gaussian_stable_rank
 from spectral_lightning.testing.models import plant_spike_, relative_stable_rank
 from spectral_lightning.testing.tasks import TinyTask
 
 pytestmark = pytest.mark.filterwarnings("ignore:ASSR finds .* outside their bands at once")
-
-BROKEN = {
-    "name": "net.2",
-    "step": 1,
-    "shape": (40, 40),
-    "spectral_norm": 8.0,
-    "spectral_norm_interval": (8.0, 8.0),
-    "frobenius_norm": 8.8,
-    "stable_rank": 1.2,
-    "relative_stable_rank": 0.12,
-}
-STATE = RegulatorState(
-    bands=(Band(floor=0.5), Band()), rank=ThermostatState(side=-1, severity=1.0, strength=5.0)
-)
 
 
 def static(floor=0.8, **settings):

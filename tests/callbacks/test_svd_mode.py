@@ -32,12 +32,8 @@ def optimizer_of(name, net):
 class Task(TinyTask):
     """The tiny task with an optimizer of one's choice."""
 
-    def __init__(self, optimizer="adamw", num_batches=400):
-        super().__init__(num_batches=num_batches)
-        self.name = optimizer
-
-    def configure_optimizers(self):
-        return optimizer_of(self.name, self.net)
+    def __init__(self, optimizer="adamw"):
+        super().__init__(num_batches=400, optimizer=lambda net: optimizer_of(optimizer, net))
 
 
 class KeepParts(SVDModeSwitch):

@@ -10,7 +10,6 @@ from torch import nn
 
 from spectral_lightning.callbacks import SVDModeSwitch
 from spectral_lightning.control import CalibratedPolicy, ScheduledPolicy, SeedPolicy
-from spectral_lightning.optim import MuonAdamW, parameter_groups
 from spectral_lightning.spectra import read_mode_events
 from spectral_lightning.testing.tasks import TinyTask
 
@@ -21,24 +20,9 @@ def scheduled(schedule, principal=0.25):
     return ScheduledPolicy(schedule=schedule, principal=principal)
 
 
-def optimizer_of(name, net):
-    makers = {
-        "sgd": lambda: torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1),
-        "adamw": lambda: torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0.5),
-        "muon": lambda: MuonAdamW(parameter_groups(net), lr=0.02),
-    }
-    return makers[name]()
-
-
 class Task(TinyTask):
-    """The tiny task with an optimizer of one's choice."""
-
-    def __init__(self, optimizer="adamw", num_batches=400):
-        super().__init__(num_batches=num_batches)
-        self.name = optimizer
-
-    def configure_optimizers(self):
-        return optimizer_of(self.name, self.net)
+    def __init__(self, optimizer=None):
+        super().__init__(num_batches=400, optimizer=optimizer)
 
 
 @pytest.mark.filterwarnings("ignore:SVDModeSwitch skips the analysis of net.[02] at step 1")
@@ -70,7 +54,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(fit, tmp_path):
         def optimizer_step(self, epoch, batch_idx, optimizer, closure):
             optimizer.step(closure)
 
-    task = Break("sgd")
+    task = Break(lambda net: torch.optim.SGD(net.parameters(), lr=0.1))
     logger = CSVLogger(tmp_path)
     switch = SVDModeSwitch("net.2", 2, scheduled({2: "lowrank"}))
     with pytest.warns(UserWarning, match=r"skips the analysis of net.2 at step 4, as the gradient"):

@@ -18,20 +18,14 @@ LOW = ScheduledPolicy(schedule={0: "lowrank"}, principal=0.25)
 
 
 class Task(TinyTask):
-    def __init__(self, make=None, num_batches=400):
-        super().__init__(num_batches=num_batches)
-        self.make = make
-
-    def configure_optimizers(self):
-        if self.make is None:
-            return super().configure_optimizers()
-        return self.make(self.net.parameters())
+    def __init__(self, optimizer=None):
+        super().__init__(num_batches=400, optimizer=optimizer)
 
 
 @pytest.mark.parametrize("protection", ["two_sided", "factored"])
 def test_clipping_bounds_every_step_in_low_rank_mode_too(fit, snapshots, protection):
-    def sgd(parameters):
-        return torch.optim.SGD(parameters, lr=1.0, momentum=0.9)
+    def sgd(net):
+        return torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.9)
 
     sizes = []
 
@@ -190,7 +184,10 @@ def test_a_thermostat_on_the_same_layers_is_warned_about(fit):
 
 def test_factors_need_an_optimizer_whose_means_can_be_carried(fit, caplog):
     with pytest.warns(UserWarning, match="SVDModeSwitch has no effect"):
-        fit(SVDModeSwitch("net.2", 1, LOW, "factored"), task=Task(torch.optim.Adamax))
+        fit(
+            SVDModeSwitch("net.2", 1, LOW, "factored"),
+            task=Task(lambda net: torch.optim.Adamax(net.parameters())),
+        )
     assert "is trained by Adamax, whose means cannot be carried along" in caplog.text
 
 

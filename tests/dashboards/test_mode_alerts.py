@@ -17,50 +17,19 @@ from spectral_lightning.dashboards.mode_summary import (
     mode_document,
     mode_table,
 )
-from spectral_lightning.spectra import Condition, LayerAnalysis, ModeSettings, SkippedAnalysis
+from spectral_lightning.spectra import Condition, LayerAnalysis, SkippedAnalysis
+from spectral_lightning.testing.mode_events import CONDITIONS, QUIET, layer_analysis, mode_settings
 
-CONDITIONS = (
-    Condition("principal_alignment", "danger", above=True, threshold=0.4),
-    Condition("largest_erosion", "danger", above=True, threshold=0.5),
-    Condition("subspace_angle", "optimal", above=False, threshold=0.1),
-    Condition("minor_alignment", "optimal", above=True, threshold=0.6),
-    Condition("reconstruction_error", "optimal", above=False, threshold=0.01),
-    Condition("intent_lift", "release", above=False, threshold=1.2),
-)
-QUIET = {
-    "principal_alignment": 0.2,
-    "largest_erosion": 0.1,
-    "subspace_angle": 0.9,
-    "minor_alignment": 0.3,
-    "reconstruction_error": 0.9,
-    "intent_lift": 3.0,
-}
 OPTIMAL = {"subspace_angle": 0.05, "minor_alignment": 0.7, "reconstruction_error": 0.005}
 
 
-def settings(*conditions, step=0, every_n_steps=20):
-    return ModeSettings(
-        step=step,
-        every_n_steps=every_n_steps,
-        policy="SeedPolicy",
-        protection="block",
-        conditions=conditions or CONDITIONS,
-    )
+def settings(*conditions, **changes):
+    return mode_settings(*(conditions or CONDITIONS), **changes)
 
 
-def analysis(step=20, *, layer="fc", mode="full", to=None, rank=10, next_rank=None, **measures):
-    return LayerAnalysis(
-        step=step,
-        layer=layer,
-        mode=mode,
-        rank=rank,
-        num_principal=16 - rank,
-        next_mode=mode if to is None else to,
-        next_rank=rank if next_rank is None else next_rank,
-        verdict="the reason of the policy",
-        loss=None,
-        measures=QUIET | measures,
-    )
+def analysis(step=20, **changes):
+    quiet = {"rank": 10, "loss": None, "verdict": "the reason of the policy"} | QUIET
+    return layer_analysis(step, **quiet | changes)
 
 
 def said(watch, *events):
@@ -95,7 +64,7 @@ def test_danger_is_critical_in_full_mode_where_nothing_is_protected(watch):
 def test_all_optimal_conditions_are_critical_only_where_a_switch_can_still_come(watch):
     text = "all optimal conditions met (3 of 3): "
     assert said(watch, analysis(20, **OPTIMAL)) == [("CRITICAL", f"{text}switch imminent")]
-    assert said(watch, analysis(40, to="lowrank", next_rank=8, **OPTIMAL)) == [
+    assert said(watch, analysis(40, to="lowrank", to_rank=8, **OPTIMAL)) == [
         ("CRITICAL", f"{text}switching to low-rank mode"),
         ("INFO", "full mode -> low-rank mode, rank 10 -> 8: the reason of the policy"),
     ]
@@ -197,7 +166,7 @@ def test_switches_and_changes_of_rank_are_told_with_their_reason(watch):
     assert said(
         watch,
         analysis(20, to="lowrank"),
-        analysis(40, mode="lowrank", next_rank=8),
+        analysis(40, mode="lowrank", to_rank=8),
         analysis(60, mode="lowrank", rank=9),  # chosen before it measured
         analysis(80, mode="lowrank", rank=9, to="full"),
     ) == [

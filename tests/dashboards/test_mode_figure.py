@@ -18,56 +18,35 @@ from torch.utils.tensorboard import SummaryWriter
 from spectral_lightning.control import CalibratedPolicy, ScheduledPolicy, SeedPolicy
 from spectral_lightning.dashboards.figures import render
 from spectral_lightning.dashboards.mode_figure import mode_figure, write_mode_figure
-from spectral_lightning.spectra import Condition, LayerAnalysis, ModeSettings, SkippedAnalysis
+from spectral_lightning.spectra import Condition
+from spectral_lightning.testing.mode_events import (
+    DANGER,
+    OPTIMAL,
+    layer_analysis,
+    mode_settings,
+    skipped_analysis,
+)
 
-DANGER = Condition("principal_alignment", "danger", above=True, threshold=0.4)
-OPTIMAL = Condition("subspace_angle", "optimal", above=False, threshold=0.1)
 RELEASE = Condition("intent_erosion", "release", above=False, threshold=1.0)
 
 
-def settings(*conditions, step=0):
-    return ModeSettings(
-        step=step,
-        every_n_steps=20,
-        policy="SeedPolicy",
-        protection="block",
-        conditions=conditions or (DANGER, OPTIMAL),
+def analysis(step, *args, **changes):
+    return layer_analysis(
+        step, *args, **{"principal_alignment": 0.2, "subspace_angle": 0.5} | changes
     )
-
-
-def analysis(
-    step, layer="fc", mode="full", to=None, *, rank=12, to_rank=None, loss=1.0, **measures
-):
-    """An analysis that keeps mode and rank unless it says otherwise."""
-    return LayerAnalysis(
-        step=step,
-        layer=layer,
-        mode=mode,
-        rank=rank,
-        num_principal=16 - rank,
-        next_mode=to or mode,
-        next_rank=rank if to_rank is None else to_rank,
-        verdict="continue_current_mode",
-        loss=loss,
-        measures={"principal_alignment": 0.2, "subspace_angle": 0.5} | measures,
-    )
-
-
-def skipped(step, layer="fc"):
-    return SkippedAnalysis(step=step, layer=layer, reason="the gradient is zero")
 
 
 def run(num_layers, num_analyses):
     """A run in which each layer switches now and then, and some are skipped."""
     rng = np.random.default_rng(0)
     modes = {f"model.blocks.{i // 4}.attn.c_{'qkvo'[i % 4]}": "full" for i in range(num_layers)}
-    events = [settings()]
+    events = [mode_settings()]
     for step in range(20, 20 * num_analyses + 1, 20):
         for (name, mode), value in zip(
             modes.items(), rng.normal(0.3, 0.1, num_layers), strict=True
         ):
             if rng.random() < 0.01:
-                events.append(skipped(step, name))
+                events.append(skipped_analysis(step, name))
                 continue
             to, to_rank = "lowrank" if value > 0.4 else "full", int(rng.integers(8, 16))
             events.append(
@@ -117,20 +96,20 @@ def legend(axes):
     ],
 )
 def test_measures_are_those_of_danger_or_else_of_optimal_conditions(conditions, measures):
-    begin = replace(settings(), conditions=conditions)
+    begin = replace(mode_settings(), conditions=conditions)
     assert list(panels(mode_figure([begin, analysis(20)])))[2:-1] == measures
 
 
 def test_thresholds_are_dashed_and_named_with_their_role():
     upper = DANGER._replace(role="release", above=False, threshold=0.123456)
-    axes = panel("principal_alignment", settings(DANGER, upper), analysis(20))
+    axes = panel("principal_alignment", mode_settings(DANGER, upper), analysis(20))
     assert thresholds(axes) == {"danger above 0.4": 0.4, "release below 0.1235": 0.123456}
     assert legend(axes) == ["fc", "danger above 0.4", "release below 0.1235"]
 
 
 def test_thresholds_of_a_resumed_run_are_those_of_the_latest_settings():
-    latest = settings(DANGER._replace(threshold=0.3), step=40)
-    axes = panel("principal_alignment", settings(), analysis(20), latest, analysis(40))
+    latest = mode_settings(DANGER._replace(threshold=0.3), step=40)
+    axes = panel("principal_alignment", mode_settings(), analysis(20), latest, analysis(40))
     assert thresholds(axes) == {"danger above 0.3": 0.3}
 
 
@@ -138,7 +117,7 @@ def test_layers_that_go_furthest_have_colours_and_the_others_are_grey():
     spikes = {f"blocks.{i}": 0.1 * i for i in range(10)}
     events = [analysis(20, name) for name in spikes]
     events += [analysis(40, name, principal_alignment=value) for name, value in spikes.items()]
-    axes = panel("principal_alignment", settings(), *events)
+    axes = panel("principal_alignment", mode_settings(), *events)
     largest = [f"blocks.{i}" for i in range(9, 3, -1)]
     assert legend(axes) == [*largest, "other layers", "danger above 0.4"]
     drawn = lines(axes)
@@ -153,20 +132,20 @@ def test_layers_that_go_furthest_have_colours_and_the_others_are_grey():
 def test_far_is_below_where_danger_is_below():
     values = {f"blocks.{i}": 0.1 * i for i in range(10)}
     events = [analysis(20, name, principal_alignment=value) for name, value in values.items()]
-    axes = panel("principal_alignment", settings(DANGER._replace(above=False)), *events)
+    axes = panel("principal_alignment", mode_settings(DANGER._replace(above=False)), *events)
     assert legend(axes)[:3] == ["blocks.0", "blocks.1", "blocks.2"]
 
 
 def test_a_layer_has_one_colour_in_all_panels():
     events = [analysis(20, name) for name in "abcd"]
-    found = panels(mode_figure([settings(), *events]))
+    found = panels(mode_figure([mode_settings(), *events]))
     ranks = {line.get_label(): line.get_color() for line in found["Rank"].get_lines()}
     assert ranks == {n: line.get_color() for n, line in lines(found["principal_alignment"]).items()}
 
 
 def test_each_of_several_measures_has_some_of_the_colours():
     events = [analysis(20, f"{i}", principal_alignment=i / 20, x=-i / 20) for i in range(20)]
-    figure = mode_figure([settings(DANGER, DANGER._replace(measure="x")), *events])
+    figure = mode_figure([mode_settings(DANGER, DANGER._replace(measure="x")), *events])
     first, second = (panels(figure)[name] for name in ("principal_alignment", "x"))
     assert legend(first)[:6] == ["19", "0", "18", "1", "17", "2"]
     assert legend(second) == ["danger above 0.4"], "the layers are named once"
@@ -180,7 +159,7 @@ def test_what_was_measured_in_low_rank_mode_is_pale():
         analysis(80, mode="lowrank", principal_alignment=0.2, to="full"),
         analysis(100, principal_alignment=0.1),
     ]
-    axes = panel("principal_alignment", settings(), *events)
+    axes = panel("principal_alignment", mode_settings(), *events)
     full, low = lines(axes)["fc"], lines(axes, "lowrank")["fc"]
     assert points(full) == [(20, 0.1), (40, 0.5), (100, 0.1)]
     assert points(low) == [(40, 0.5), (60, 0.3), (80, 0.2), (100, 0.1)], "no gap in between"
@@ -191,7 +170,7 @@ def test_what_was_measured_in_low_rank_mode_is_pale():
 
 def test_effects_in_low_rank_mode_are_said_to_be_of_the_protected_update():
     erosion = Condition("effect_erosion", "danger", above=True, threshold=4.0)
-    axes = panel("effect_erosion", settings(erosion), analysis(20, effect_erosion=1.0))
+    axes = panel("effect_erosion", mode_settings(erosion), analysis(20, effect_erosion=1.0))
     note = "pale: in low-rank mode, of the protected update"
     assert axes.get_title("left") == f"effect_erosion ({note})"
 
@@ -199,13 +178,13 @@ def test_effects_in_low_rank_mode_are_said_to_be_of_the_protected_update():
 def test_values_that_were_not_measured_are_left_out():
     values = [0.1, None, math.nan, math.inf, 0.3]
     events = [analysis(20 * i, principal_alignment=v) for i, v in enumerate(values, start=1)]
-    axes = panel("principal_alignment", settings(), *events)
+    axes = panel("principal_alignment", mode_settings(), *events)
     assert points(lines(axes)["fc"]) == [(20, 0.1), (100, 0.3)]
 
 
 def test_run_in_which_nothing_was_measured_says_so_and_still_names_its_layers():
     events = [analysis(20, loss=None, principal_alignment=None)]
-    found = panels(mode_figure([settings(), *events]))
+    found = panels(mode_figure([mode_settings(), *events]))
     for title in ("Training", "principal_alignment"):
         (text,) = found[title].texts
         assert text.get_text() == "not measured"
@@ -215,9 +194,9 @@ def test_run_in_which_nothing_was_measured_says_so_and_still_names_its_layers():
 
 def test_a_spike_among_a_thousand_analyses_reaches_its_height_on_the_page():
     events = [analysis(20 * i) for i in range(1, 1001)]
-    without = render(mode_figure([settings(), *events]))
+    without = render(mode_figure([mode_settings(), *events]))
     events[500] = analysis(events[500].step, principal_alignment=0.39)
-    figure = mode_figure([settings(), *events])
+    figure = mode_figure([mode_settings(), *events])
     axes = panels(figure)["principal_alignment"]
     column, row = axes.transData.transform((events[500].step, 0.37))
     differing = (render(figure) != without).any(axis=2)
@@ -227,7 +206,7 @@ def test_a_spike_among_a_thousand_analyses_reaches_its_height_on_the_page():
 
 @pytest.mark.parametrize(("largest", "scale"), [(4.0, "linear"), (4.1, "symlog")])
 def test_values_far_beyond_the_threshold_do_not_hide_what_is_near_it(largest, scale):
-    axes = panel("principal_alignment", settings(), analysis(20, principal_alignment=-largest))
+    axes = panel("principal_alignment", mode_settings(), analysis(20, principal_alignment=-largest))
     assert axes.get_yscale() == scale
     assert ("logarithmic beyond 0.8" in axes.get_title("left")) is (scale == "symlog")
     low, high = axes.get_ylim()
@@ -237,7 +216,7 @@ def test_values_far_beyond_the_threshold_do_not_hide_what_is_near_it(largest, sc
 @pytest.mark.parametrize("largest", [50.0, 5e3, 5e7, 5e15])
 def test_labels_of_a_logarithmic_axis_do_not_overlap(largest):
     events = [analysis(20, principal_alignment=v) for v in (-largest, largest)]
-    axes = panel("principal_alignment", settings(), *events)
+    axes = panel("principal_alignment", mode_settings(), *events)
     render(axes.figure)
     boxes = [label.get_window_extent() for label in axes.get_yticklabels()]
     boxes = sorted((box.y0, box.y1) for box in boxes)
@@ -260,7 +239,7 @@ def test_nothing_is_clipped_and_no_panel_overlaps(num_layers, num_analyses):
 
 
 def test_events_may_come_in_any_order_and_from_an_iterator():
-    events = [settings(), *(analysis(step) for step in (20, 40, 60))]
+    events = [mode_settings(), *(analysis(step) for step in (20, 40, 60))]
     shuffled = [events[i] for i in (3, 0, 2, 1)]
     assert np.array_equal(render(mode_figure(iter(shuffled))), render(mode_figure(events)))
 
@@ -294,4 +273,4 @@ def test_written_picture_is_the_figure_under_its_tag(tmp_path, monkeypatch):
 
 
 def test_nothing_is_written_before_the_first_analysis():
-    write_mode_figure(None, [settings(), skipped(20)], step=20)
+    write_mode_figure(None, [mode_settings(), skipped_analysis(20)], step=20)
