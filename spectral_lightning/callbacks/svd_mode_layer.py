@@ -15,8 +15,10 @@ from spectral_lightning.nn import FactoredLinear
 from spectral_lightning.spectra import LayerAnalysis, SingularTriplets, Target, VectorCache
 from spectral_lightning.spectra.mode_measures import (
     Measures,
+    PrincipalWeight,
     effect_measures,
     intent_measures,
+    principal_weight,
     rotation_measures,
     spectrum_measures,
 )
@@ -40,6 +42,8 @@ class Analysis:
     triplets: SingularTriplets
     before: Tensor
     """The weight before the step."""
+    principal: PrincipalWeight | None = None
+    """The same, with the principal directions that the policy has chosen."""
     num_principal: int = 0
     values: list[float] = field(default_factory=list)
     total: float = 0.0
@@ -143,10 +147,10 @@ class ModeLayer:
             k = self.part.num_principal
         found.num_principal = k
         total = torch.full_like(triplets.values[0], found.total, dtype=torch.float64)
+        found.principal = principal_weight(found.before, triplets, k)
         measures = spectrum_measures(triplets, total, k, self.size)
-        measures["weight_norm"] = torch.linalg.vector_norm(found.before, dtype=torch.float64)
-        matrix = self.target.matrix(gradient)
-        measures |= intent_measures(matrix, found.before, triplets, k, self.side)
+        measures["weight_norm"] = found.principal.norm
+        measures |= intent_measures(self.target.matrix(gradient), found.principal, self.side)
         if self.previous_basis is not None and self.previous_basis.shape[1] >= k:
             previous = self.previous_basis.to(triplets.left.device)
             measures |= rotation_measures(previous, self.basis(triplets), k)
@@ -156,10 +160,9 @@ class ModeLayer:
         """Measure the step that the optimizer has taken since `begin`."""
         found, weight = self.analysis, self.target.matrix()
         assert found is not None
-        dtype = found.triplets.values.dtype
-        update = weight.to(dtype) - found.before.to(dtype)
-        k = found.num_principal
-        measures = effect_measures(update, found.before, found.triplets, k, self.side)
+        assert found.principal is not None
+        before = found.principal.matrix
+        measures = effect_measures(weight.to(before.dtype) - before, found.principal, self.side)
         if self.part is not None:
             measures["protected_change"] = self.part.change(weight)
         return measures

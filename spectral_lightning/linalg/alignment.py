@@ -19,13 +19,14 @@ Side = Literal["two_sided", "left", "right", "block"]
 
 
 class PrincipalEnergy(NamedTuple):
-    """What of a matrix ``X`` is in principal subspaces: squared norms, 0-d, and diagonal entries.
+    """What of a matrix ``X`` is in principal subspaces: squared norms, 0-d, and coordinates.
 
     Attributes:
         total: ``||X||_F^2``.
         left: ``||U_k^T X||_F^2``, what reaches the principal outputs.
         right: ``||X V_k||_F^2``, what reads the principal inputs.
         block: ``||U_k^T X V_k||_F^2``, what does both.
+        columns: ``X V_k``, shape ``(m, k)``.
         changes: ``u_i^T X v_i``, shape ``(k,)``, in the units of ``X``. If the bases are singular
             vectors of a weight to which ``X`` is added, the changes of its singular values to first
             order: negative where a direction is eroded, positive where it is strengthened (Stewart
@@ -36,6 +37,7 @@ class PrincipalEnergy(NamedTuple):
     left: Float[Tensor, ""]
     right: Float[Tensor, ""]
     block: Float[Tensor, ""]
+    columns: Float[Tensor, "m k"]
     changes: Float[Tensor, " k"]
 
     def of(self, side: Side) -> Tensor:
@@ -79,7 +81,7 @@ def principal_energy(
         rows, columns = left.to(dtype).mT @ X, X @ right.to(dtype)
         block = rows @ right.to(dtype)
     total, first, second, both = (_energy(part) for part in (X, rows, columns, block))
-    return PrincipalEnergy(total, first, second, both, block.diagonal())
+    return PrincipalEnergy(total, first, second, both, columns, block.diagonal())
 
 
 def chance_share(shape: tuple[int, int], k: int, side: Side) -> float:

@@ -8,6 +8,10 @@ from torch import Tensor
 # are not told apart, which then costs less than 1e-4 / 2e of the value itself.
 _NUM_SQUARINGS = 14
 
+# Each pair costs about 80 small kernels by squaring, so that of many pairs `eigh` is faster even
+# though the host waits for it. Set by hand.
+_MOST_SQUARED = 32
+
 # Roundings by which a Gram matrix is shifted to be definite.
 _SHIFT = 64
 
@@ -48,9 +52,10 @@ def rayleigh_ritz(
     """Leading singular values of matrices seen through a basis, and how to combine the basis.
 
     Solves ``(A A^T) c = s^2 (Q Q^T) c`` for the rows ``Q`` of a basis and ``A = Q W^T`` in float64.
-    On a CPU by `torch.linalg.eigh`; elsewhere by repeated squaring, since `eigh` makes the host
-    wait for its error code. Directions in which the rows are dependent up to rounding are left
-    out (their values come out too small), so that no value overshoots by more than rounding.
+    On a CPU, and for more than 32 pairs, by `torch.linalg.eigh`; else by repeated squaring, since
+    on other devices `eigh` makes the host wait for its error code. Directions in which the rows are
+    dependent up to rounding are left out (their values come out too small), so that no value
+    overshoots by more than rounding.
 
     Args:
         gram: ``Q Q^T``, shape ``(L, p, p)``, float64.
@@ -81,7 +86,7 @@ def rayleigh_ritz(
     shown = finite[:, None, None]
     whitening = _whitening(torch.where(shown, gram, identity), torch.finfo(dtype).eps)
     inner = whitening @ torch.where(shown, projected, identity) @ whitening.mT
-    if inner.device.type == "cpu":
+    if inner.device.type == "cpu" or k > _MOST_SQUARED:
         squares, vectors = torch.linalg.eigh(inner)
         squares, vectors = squares.flip(-1)[:, :k], vectors.flip(-1)[:, :, :k].mT
     else:

@@ -45,7 +45,10 @@ def orthonormalize(basis: Float[Tensor, "*batch n k"]) -> Float[Tensor, "*batch 
 
 
 def principal_angles(
-    first: Float[Tensor, "*batch n j"], second: Float[Tensor, "*batch n k"]
+    first: Float[Tensor, "*batch n j"],
+    second: Float[Tensor, "*batch n k"],
+    *,
+    are_orthonormal: bool = False,
 ) -> Float[Tensor, "*batch min(j,k)"]:
     r"""Angles between two subspaces, smallest first.
 
@@ -60,8 +63,9 @@ def principal_angles(
 
     Args:
         first: Basis of one subspace, shape ``(*batch, n, j)`` with ``j <= n``, full column rank;
-            orthonormalised here.
+            orthonormalised here unless `are_orthonormal`.
         second: Basis of the other, shape ``(*batch, n, k)`` with ``k <= n``, full column rank.
+        are_orthonormal: Whether both bases have orthonormal columns already.
 
     Returns:
         Angles, shape ``(*batch, min(j, k))``, radians, ascending, in ``[0, pi / 2]``, float32
@@ -90,7 +94,9 @@ def principal_angles(
     if first.shape[-1] < second.shape[-1]:
         first, second = second, first
     dtype = torch.promote_types(compute_dtype(first), compute_dtype(second))
-    wide, narrow = orthonormalize(first.to(dtype)), orthonormalize(second.to(dtype))
+    wide, narrow = first.to(dtype), second.to(dtype)
+    if not are_orthonormal:
+        wide, narrow = orthonormalize(wide), orthonormalize(narrow)
     require_finite(wide, "first")
     require_finite(narrow, "second")
 

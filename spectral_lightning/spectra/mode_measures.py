@@ -7,6 +7,7 @@ momentum, and all the more with Muon, the two differ.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +29,33 @@ Measures = dict[str, Tensor]
 """Numbers by name, 0-d tensors in float64; NaN where something is undefined."""
 
 CONCENTRATION_ENERGY = 0.95  # share of the energy in `concentration` (seed, metric 2)
+
+
+class PrincipalWeight(NamedTuple):
+    """A weight, its principal directions, and what the measures of any step need of both.
+
+    Attributes:
+        matrix: The weight ``W``, shape ``(m, n)``, in the dtype of `triplets`.
+        triplets: Triplets, at least ``k``, descending.
+        k: Principal directions: the leading ones.
+        norm: ``||W||_F``, 0-d, float64.
+        image: ``W V_k``, shape ``(m, k)``.
+    """
+
+    matrix: Tensor
+    triplets: SingularTriplets
+    k: int
+    norm: Tensor
+    image: Tensor
+
+
+def principal_weight(weight: Tensor, triplets: SingularTriplets, k: int) -> PrincipalWeight:
+    """What the measures of any step need of a weight ``(m, n)`` and its ``k`` leading triplets."""
+    W = weight.to(triplets.values.dtype)
+    with full_precision(W.device):
+        image = W @ triplets.right[:, :k]
+    norm = torch.linalg.vector_norm(weight, dtype=torch.float64)
+    return PrincipalWeight(W, triplets, k, norm, image)
 
 
 def spectrum_measures(
@@ -105,28 +133,25 @@ def rotation_measures(previous: Tensor, current: Tensor, k: int) -> Measures:
     """How far the principal subspace has turned since an earlier analysis.
 
     Args:
-        previous: Principal vectors of then, shape ``(m, j)``; the first ``k`` are compared.
-        current: Principal vectors of now, at least ``k`` columns.
+        previous: Principal vectors of then, orthonormal, shape ``(m, j)``; the first ``k`` are
+            compared.
+        current: Principal vectors of now, orthonormal, at least ``k`` columns.
         k: Principal directions.
 
     Returns:
         ``subspace_angle``, the largest principal angle in radians, which close values around the
         ``k``-th make large; and ``subspace_overlap``, the mean squared cosine, which they do not.
     """
-    angles = principal_angles(previous[:, :k], current[:, :k]).double()
+    angles = principal_angles(previous[:, :k], current[:, :k], are_orthonormal=True).double()
     return {"subspace_angle": angles[-1], "subspace_overlap": angles.cos().square().mean()}
 
 
-def intent_measures(
-    gradient: Tensor, weight: Tensor, triplets: SingularTriplets, k: int, side: Side
-) -> Measures:
+def intent_measures(gradient: Tensor, principal: PrincipalWeight, side: Side) -> Measures:
     """What a gradient asks of the principal directions.
 
     Args:
         gradient: Gradient ``G`` of the loss by the weight, shape ``(m, n)``.
-        weight: The weight ``W``, shape ``(m, n)``.
-        triplets: Triplets of the weight, at least ``k``.
-        k: Principal directions.
+        principal: The weight ``W``, shape ``(m, n)``, with its principal directions.
         side: The part whose energy is compared with chance in ``intent_lift``.
 
     Returns:
@@ -138,6 +163,7 @@ def intent_measures(
         gradient. ``intent_erosion``: see `ModeReading` of ``control``. ``gradient_norm``:
         ``||G||_F``.
     """
+    triplets, k = principal.triplets, principal.k
     energy = principal_energy(gradient, triplets.left[:, :k], triplets.right[:, :k])
     left, right = energy.of("left").double(), energy.of("right").double()
     shape = (gradient.shape[0], gradient.shape[1])
@@ -148,21 +174,17 @@ def intent_measures(
         "left_lift": left / chance_share(shape, k, "left"),
         "right_lift": right / chance_share(shape, k, "right"),
         "intent_lift": energy.of(side).double() / chance_share(shape, k, side),
-        "intent_erosion": -_erosion(gradient, weight, triplets, k, energy),
+        "intent_erosion": -_erosion(gradient, energy, principal),
         "gradient_norm": energy.total.double().sqrt(),
     }
 
 
-def effect_measures(
-    update: Tensor, weight: Tensor, triplets: SingularTriplets, k: int, side: Side
-) -> Measures:
+def effect_measures(update: Tensor, principal: PrincipalWeight, side: Side) -> Measures:
     """What an applied update did to the principal directions.
 
     Args:
         update: Weight after the optimizer's step minus weight before, shape ``(m, n)``.
-        weight: The weight before, shape ``(m, n)``.
-        triplets: Triplets of the weight before, at least ``k``.
-        k: Principal directions.
+        principal: The weight before, shape ``(m, n)``, with its principal directions.
         side: The part whose energy is compared with chance in ``effect_lift``.
 
     Returns:
@@ -170,11 +192,12 @@ def effect_measures(
         largest relative loss of a principal singular value, to first order (negative if all grew);
         ``update_norm``: Frobenius norm of the update, weight's own units.
     """
+    triplets, k = principal.triplets, principal.k
     energy = principal_energy(update, triplets.left[:, :k], triplets.right[:, :k])
     shape = (update.shape[0], update.shape[1])
     return {
         "effect_lift": energy.of(side).double() / chance_share(shape, k, side),
-        "effect_erosion": _erosion(update, weight, triplets, k, energy),
+        "effect_erosion": _erosion(update, energy, principal),
         "largest_erosion": (-energy.changes / triplets.values[:k]).amax().double(),
         "update_norm": energy.total.double().sqrt(),
     }
@@ -211,21 +234,18 @@ def _rest(gradient: Tensor, triplets: SingularTriplets, principal: Tensor) -> Me
     }
 
 
-def _erosion(
-    step: Tensor, weight: Tensor, triplets: SingularTriplets, k: int, energy: PrincipalEnergy
-) -> Tensor:
+def _erosion(step: Tensor, energy: PrincipalEnergy, principal: PrincipalWeight) -> Tensor:
     """How strongly a step shrinks ``W_k = W V_k V_k^T`` beside the rest, in deviations of chance.
 
     The component along the whole weight is left out: shrinking all directions alike, as weight
     decay does, or scaling a layer that is normalised afterwards, erodes none.
     """
-    X, W = step.to(triplets.values.dtype), weight.to(triplets.values.dtype)
-    V = triplets.right[:, :k]
-    with full_precision(W.device):
-        seen = W @ V
-        shared = torch.linalg.vecdot((X @ V).flatten(), seen.flatten()).double()
-    squared, own = (torch.linalg.vector_norm(x).double().square() for x in (W, seen))
-    along = torch.linalg.vecdot(X.flatten(), W.flatten()).double() / squared
+    W, image = principal.matrix, principal.image
+    squared, own = (
+        part.double().square() for part in (principal.norm, torch.linalg.vector_norm(image))
+    )
+    shared = torch.linalg.vecdot(energy.columns.flatten(), image.flatten()).double()
+    along = torch.linalg.vecdot(step.to(W.dtype).flatten(), W.flatten()).double() / squared
     # Of W_k too, only what is orthogonal to W counts, so that chance has variance 1.
     size = (own - own.square() / squared).clamp_min(0).sqrt()
     norm = (energy.total.double() - along.square() * squared).clamp_min(0).sqrt()

@@ -32,7 +32,7 @@ class VectorCache:
 
     Costs nothing until it is asked, then ``2 num_passes + 1`` products per request; keeps ``k n``
     numbers for each matrix that was asked for. Never waits for the device, except for the smallest
-    triplets. Draws no random number from a global generator.
+    triplets and for more than 32 leading ones. Draws no random number from a global generator.
 
     Args:
         targets: All matrices by name; may grow.

@@ -105,6 +105,16 @@ def test_columns_become_orthonormal_and_keep_their_span():
     assert orthonormalize(torch.ones(3, 1, dtype=torch.float16)).dtype == torch.float32
 
 
+def test_orthonormal_bases_need_no_orthonormalisation():
+    first, second = orthonormalize(gaussian(12, 4)), orthonormalize(gaussian(12, 3))
+    torch.testing.assert_close(
+        principal_angles(first, second, are_orthonormal=True),
+        principal_angles(first, second),
+        rtol=0,
+        atol=1e-13,
+    )
+
+
 def test_dependent_columns_still_give_an_orthonormal_basis():
     Q = orthonormalize(torch.ones(5, 3, dtype=torch.float64))
     torch.testing.assert_close(Q.mT @ Q, torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-14)

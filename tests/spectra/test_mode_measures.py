@@ -12,6 +12,7 @@ from spectral_lightning.spectra.mode_measures import (
     gradient_triplets,
     intent_measures,
     on_host,
+    principal_weight,
     rotation_measures,
     spectrum_measures,
     vectors_on_host,
@@ -35,7 +36,9 @@ def test_noise_has_lift_one_and_erosion_zero_with_deviation_one(shape, side):
     weight = randn(*shape)
     triplets = singular_triplets(weight)
     found = [
-        on_host([intent_measures(randn(*shape, seed=s), weight, triplets, 8, side)])[0]
+        on_host(
+            [intent_measures(randn(*shape, seed=s), principal_weight(weight, triplets, 8), side)]
+        )[0]
         for s in range(1, 301)
     ]
     lifts = torch.tensor([f["intent_lift"] for f in found])
@@ -50,7 +53,10 @@ def test_alignments_add_up_and_a_tall_weight_has_an_outside(shape):
     weight = randn(*shape)
     triplets = singular_triplets(weight)
     gradients = [randn(*shape, seed=s) for s in range(1, 101)]
-    found = [on_host([intent_measures(g, weight, triplets, 8, "left")])[0] for g in gradients]
+    found = [
+        on_host([intent_measures(g, principal_weight(weight, triplets, 8), "left")])[0]
+        for g in gradients
+    ]
     names = ("principal_alignment", "minor_alignment", "outside_alignment")
     assert all(sum(f[n] ** 2 for n in names) == pytest.approx(1) for f in found)
     inside = sum(1 - f["outside_alignment"] ** 2 for f in found) / len(found)
@@ -62,7 +68,7 @@ def test_without_all_triplets_what_is_not_principal_is_minor():
     weight, gradient = randn(64, 64), randn(64, 64, seed=1)
     triplets = singular_triplets(weight)
     whole, part = (
-        on_host([intent_measures(gradient, weight, t, 8, "left")])[0]
+        on_host([intent_measures(gradient, principal_weight(weight, t, 8), "left")])[0]
         for t in (triplets, first(triplets, 8))
     )
     assert part["minor_alignment"] == pytest.approx(whole["minor_alignment"])
@@ -73,7 +79,7 @@ def test_a_principal_gradient_is_all_principal():
     weight = randn(64, 64)
     triplets = singular_triplets(weight)
     gradient = triplets.left[:, :8] @ randn(8, 64, seed=1)
-    found = on_host([intent_measures(gradient, weight, triplets, 8, "left")])[0]
+    found = on_host([intent_measures(gradient, principal_weight(weight, triplets, 8), "left")])[0]
     assert found["principal_alignment"] == pytest.approx(1)
     assert found["minor_alignment"] == pytest.approx(0, abs=1e-6)
     assert found["left_lift"] == pytest.approx(8)
@@ -86,7 +92,7 @@ def test_shrinking_principal_values_is_erosion_growing_them_and_decay_are_not():
     noise = 0.1 * randn(64, 64, seed=1)
 
     def erosion(update):
-        return on_host([effect_measures(update, weight, triplets, 8, "block")])[0]
+        return on_host([effect_measures(update, principal_weight(weight, triplets, 8), "block")])[0]
 
     assert erosion(-principal)["effect_erosion"] == pytest.approx(64)  # the most there is
     assert erosion(principal)["effect_erosion"] == pytest.approx(-64)
@@ -102,8 +108,8 @@ def test_the_effect_of_an_exactly_orthogonal_update_does_not_depend_on_the_gradi
     gradient = 1e-3 * randn(64, 64, seed=1) + 10 * triplets.left[:, :8] @ randn(8, 64, seed=2)
     polar = singular_triplets(gradient)
     update = -0.01 * polar.left @ polar.right.mT
-    intent = on_host([intent_measures(gradient, weight, triplets, 8, "left")])[0]
-    effect = on_host([effect_measures(update, weight, triplets, 8, "left")])[0]
+    intent = on_host([intent_measures(gradient, principal_weight(weight, triplets, 8), "left")])[0]
+    effect = on_host([effect_measures(update, principal_weight(weight, triplets, 8), "left")])[0]
     assert intent["left_lift"] > 7.9
     assert effect["effect_lift"] == pytest.approx(1, rel=1e-6)
 
@@ -199,7 +205,7 @@ def test_zeros_are_undefined_and_no_error():
     found = on_host(
         [
             spectrum_measures(zero, weight.norm(), 2, 6)
-            | intent_measures(weight, weight, zero, 2, "block")
+            | intent_measures(weight, principal_weight(weight, zero, 2), "block")
         ]
     )[0]
     assert math.isnan(found["intent_lift"])
@@ -225,8 +231,8 @@ def test_random_gradients_never_lock_a_layer_in():
             gradient, update = randn(64, 64, seed=2 * step), randn(64, 64, seed=2 * step + 1)
             numbers = on_host(
                 [
-                    intent_measures(gradient, weight, triplets, k, "block")
-                    | effect_measures(update, weight, triplets, k, "block")
+                    intent_measures(gradient, principal_weight(weight, triplets, k), "block")
+                    | effect_measures(update, principal_weight(weight, triplets, k), "block")
                 ]
             )[0]
             shared = {
