@@ -37,7 +37,8 @@ def leading_singular_triplets(
 
     As `leading_triplets`, for one matrix and with left vectors: ``W v`` divided by the value, so 0
     for a value of 0. Needs ``2 num_passes + 1`` products with ``k`` vectors, and does not wait
-    for the device if ``k <= 32``. Autocast and reduced matmul precision that the run has switched on do not apply.
+    for the device if ``k <= 32``. Autocast and reduced matmul precision that the run has switched
+    on do not apply.
 
     Args:
         weight: Matrix ``W``, shape ``(m, n)``. Half precision is computed in float32.
