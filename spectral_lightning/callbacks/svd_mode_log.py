@@ -35,6 +35,7 @@ class ModeLog:
     ) -> None:
         self._writer: ModeEventWriter | None = None
         self._warned: set[str] = set()
+        self._x = num_batches(trainer)
         log_dir = trainer.log_dir  # asks all ranks
         is_real = trainer.loggers and not getattr(trainer, "fast_dev_run", False)
         if trainer.is_global_zero and is_real and log_dir is not None:
@@ -64,16 +65,16 @@ class ModeLog:
             numbers["mode"] = float(found.next_mode == Mode.LOW_RANK)
             numbers["rank"] = float(found.next_rank)
             values |= {f"svd/{m}/{found.layer}": v for m, v in numbers.items() if v is not None}
+        self._x = num_batches(trainer)
         for logger in trainer.loggers if values else ():
-            logger.log_metrics(values, step=num_batches(trainer))
+            logger.log_metrics(values, step=self._x)
 
     def draw(self, trainer: pl.Trainer) -> None:
         """Write the picture of the run so far to TensorBoard."""
         if self._writer is None:
             return
         for board in boards(trainer):
-            x = max(0, num_batches(trainer) - 1)
-            write_mode_figure(board, read_mode_events(self._writer.path), step=x)
+            write_mode_figure(board, read_mode_events(self._writer.path), step=self._x)
 
     def skipped(self, layer: str, step: int, reason: str) -> None:
         """Write a skipped analysis to the file, and warn of a layer's first."""

@@ -73,7 +73,13 @@ def _parser() -> CommandParser:
     add("--follow", action="store_true", help="wait for more, also for the file itself")
     add("--interval", type=float, default=2.0, help="seconds between two looks (default 2)")
     add("--layers", metavar="GLOB", action="append", help="only these, by name; may be repeated")
-    add("--warn-margin", type=float, default=0.05, help="what counts as near (default 0.05)")
+    add(
+        "--warn-margin",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="how near to a threshold is near, as a share of it (default 0.1)",
+    )
     add("--quiet", action="store_true", help="of the alerts only the critical ones")
     add("--summary-only", action="store_true", help="no alerts")
     add("--json", action="store_true", help="write one JSON document instead")

@@ -133,9 +133,9 @@ class ModeWatch:
     that was taken before is ignored. For a run that went back to an earlier step, make a new watch.
 
     Args:
-        warn_margin: Largest distance to a threshold that is called near, >= 0. Absolute, in the
-            measure's own units, whatever they are; the default is that of the script that this
-            replaces, made for alignments in [0, 1] and angles in radians.
+        warn_margin: Largest distance to a threshold that is called near, as a share of the
+            threshold, >= 0: measures have different units. The default is about that of the script
+            that this replaces, 0.05 at thresholds of 0.4 to 0.6.
         history_size: Analyses of each layer that are remembered, >= 5.
 
     Raises:
@@ -157,7 +157,7 @@ class ModeWatch:
         ('CRITICAL', 'danger in full mode: principal_alignment 0.5 is above 0.4')
     """
 
-    def __init__(self, warn_margin: float = 0.05, history_size: int = 20) -> None:
+    def __init__(self, warn_margin: float = 0.1, history_size: int = 20) -> None:
         if not (math.isfinite(warn_margin) and warn_margin >= 0):
             raise ValueError(f"`warn_margin` must be finite and >= 0, got {warn_margin}.")
         if history_size < _TREND_LENGTH:
@@ -224,7 +224,7 @@ class ModeWatch:
             return {AlertKind.DANGER: f"danger in full mode: {text}"}
         if near := [condition for condition in danger if self._is_near(layer, condition)]:
             text = " and ".join(f"{_now(layer, c)} (danger {_side(c)})" for c in near)
-            return {AlertKind.NEAR_DANGER: f"less than {self.warn_margin:g} from danger: {text}"}
+            return {AlertKind.NEAR_DANGER: f"less than {self._margin()} from danger: {text}"}
         return {}
 
     def _optimal(self, layer: WatchedLayer, event: LayerAnalysis) -> dict[AlertKind, str]:
@@ -238,7 +238,7 @@ class ModeWatch:
         if num_met and near:
             text = " and ".join(f"{_now(layer, c)} (wanted {_side(c)})" for c in near)
             met = f"{num_met} of {len(optimal)} optimal conditions met"
-            return {AlertKind.NEAR_OPTIMAL: f"{met}, less than {self.warn_margin:g} away: {text}"}
+            return {AlertKind.NEAR_OPTIMAL: f"{met}, less than {self._margin()} away: {text}"}
         return {}
 
     def _trends(self, layer: WatchedLayer, event: LayerAnalysis) -> list[str]:
@@ -258,9 +258,12 @@ class ModeWatch:
                 trends.append(f"{_now(layer, condition)} is {course}, {goal}")
         return trends
 
+    def _margin(self) -> str:
+        return f"{100 * self.warn_margin:.4g} %"
+
     def _is_near(self, layer: WatchedLayer, condition: Condition) -> bool:
         distance = layer.distance(condition)
-        return distance is not None and 0 <= distance < self.warn_margin
+        return distance is not None and 0 <= distance < self.warn_margin * abs(condition.threshold)
 
 
 def _value(analysis: LayerAnalysis, measure: str) -> float | None:

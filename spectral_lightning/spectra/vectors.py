@@ -31,8 +31,9 @@ class VectorCache:
     """Singular vectors on request, of the weights as they are at that moment.
 
     Costs nothing until it is asked, then ``2 num_passes + 1`` products per request; keeps ``k n``
-    numbers for each matrix that was asked for. Never waits for the device, except for the smallest
-    triplets and for more than 32 leading ones. Draws no random number from a global generator.
+    numbers for each matrix and each ``k`` that was asked for. Never waits for the device, except
+    for the smallest triplets and for more than 32 leading ones. Draws no random number from a
+    global generator.
 
     Args:
         targets: All matrices by name; may grow.
@@ -42,7 +43,7 @@ class VectorCache:
     def __init__(self, targets: Mapping[str, Target], *, seed: int = 0) -> None:
         self._targets = targets
         self._seed = seed
-        self._starts: dict[str, Tensor] = {}
+        self._starts: dict[str, dict[int, Tensor]] = {}
 
     def leading(self, name: str, k: int) -> SingularTriplets:
         """Leading triplets of a matrix.
@@ -56,14 +57,13 @@ class VectorCache:
         """
         weight = self._targets[name].matrix()
         k = min(k, *weight.shape)
-        start = self._starts.get(name)
-        passes = WARM_PASSES
-        if start is None or tuple(start.shape) != (k, weight.shape[1]):
+        start, passes = self._starts.get(name, {}).get(k), WARM_PASSES
+        if start is None or start.shape[1] != weight.shape[1]:
             start, passes = self._random(name, k, weight), COLD_PASSES
         found, following = leading_singular_triplets(
             weight, start.to(weight.device), num_passes=passes
         )
-        self._starts[name] = following
+        self._starts.setdefault(name, {})[k] = following
         return found
 
     def all(self, name: str) -> SingularTriplets:
@@ -84,12 +84,15 @@ class VectorCache:
         self._starts.pop(name, None)
 
     def state_dict(self) -> dict[str, Any]:
-        """Warm starts by name, as CPU tensors."""
-        return {name: start.to("cpu", copy=True) for name, start in self._starts.items()}
+        """Warm starts by name and number of triplets, as CPU tensors."""
+        return {
+            name: {k: start.to("cpu", copy=True) for k, start in starts.items()}
+            for name, starts in self._starts.items()
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the warm starts of the matrices that are still there."""
-        self._starts = {name: start for name, start in state.items() if name in self._targets}
+        self._starts = {n: dict(starts) for n, starts in state.items() if n in self._targets}
 
     def _random(self, name: str, k: int, weight: Tensor) -> Tensor:
         seed = zlib.crc32(f"{self._seed}/{name}".encode())

@@ -52,13 +52,15 @@ class KeepParts(SVDModeSwitch):
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
+@pytest.mark.parametrize("clip", ["norm", "value"])
 def test_the_protected_part_holds_under_momentum_decay_accumulation_and_clipping(
-    fit, side, optimizer
+    fit, side, optimizer, clip
 ):
     task = Task(optimizer)
     switch = KeepParts("net.[25]", 5, scheduled({0: "lowrank"}), side)
-    settings = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1, "max_steps": 60}
-    fit(switch, task=task, **settings)
+    clipping = {"gradient_clip_val": {"norm": 0.1, "value": 1e-3}[clip]}
+    clipping["gradient_clip_algorithm"] = clip
+    fit(switch, task=task, accumulate_grad_batches=2, max_steps=60, **clipping)
     assert set(switch.worst) == {"net.2", "net.5"}
     assert max(switch.worst.values()) < 1e-5
     for name, part in switch.parts.items():
@@ -266,7 +268,8 @@ def test_measures_are_those_of_weight_gradient_and_step(fit):
     assert numbers["effect_erosion"] == pytest.approx(erosion.item(), rel=1e-3)
 
 
-def test_compiled_training_never_recompiles_on_a_switch(fit):
+@pytest.mark.parametrize("protection", ["gradients", "two_sided", "factored"])
+def test_compiled_training_never_recompiles_on_a_switch(fit, protection):
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -284,7 +287,7 @@ def test_compiled_training_never_recompiles_on_a_switch(fit):
     torch._dynamo.reset()
     task.net.compile(backend=backend)
     schedule = {step: ("lowrank" if step % 2 else "full") for step in range(1, 12)}
-    switch = SVDModeSwitch("net.body.2", 1, scheduled(schedule))
+    switch = SVDModeSwitch("net.body.2", 1, scheduled(schedule), protection)
     fit(switch, task=task, max_steps=12)
     assert switch.modes["net.body.2"].num_switches == 11
     assert len(graphs) == 1

@@ -59,11 +59,13 @@ class Look(SVDModeSwitch):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_projected_factors_protect_and_those_of_the_original_do_not(fit, optimizer):
+@pytest.mark.parametrize("clip", [None, "value"])
+def test_projected_factors_protect_and_those_of_the_original_do_not(fit, optimizer, clip):
+    clipping = {"gradient_clip_val": 1e-2, "gradient_clip_algorithm": clip} if clip else {}
     worst = {}
     for protection in ("factored", "legacy"):
         look = Look("net.2", 3, scheduled({3: "lowrank"}), protection, refresh=False)
-        fit(look, task=Task(optimizer), max_steps=150)
+        fit(look, task=Task(optimizer), max_steps=150, **clipping)
         assert look.modes["net.2"].mode == "lowrank"
         worst[protection] = look.worst
     assert worst["factored"] < 1e-5

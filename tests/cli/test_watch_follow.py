@@ -45,7 +45,7 @@ def analysis(step, principal):
 
 RUN = (settings(), analysis(20, 0.2), analysis(40, 0.28), analysis(60, 0.35))
 ALERTS = [
-    "WARNING  step 40 c_q: less than 0.05 from danger: principal_alignment 0.28 (danger above 0.3)",
+    "WARNING  step 40 c_q: less than 10 % from danger: principal_alignment 0.28 (danger above 0.3)",
     "CRITICAL step 60 c_q: danger in full mode: principal_alignment 0.35 is above 0.3",
 ]
 IS_CRITICAL = "critical at their latest analysis: c_q."

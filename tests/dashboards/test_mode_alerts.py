@@ -73,7 +73,7 @@ def test_all_optimal_conditions_are_critical_only_where_a_switch_can_still_come(
 
 @pytest.mark.parametrize(
     ("value", "level"),
-    [(0.3499, None), (0.3501, "WARNING"), (0.4, "WARNING"), (0.4001, "CRITICAL")],
+    [(0.3599, None), (0.3601, "WARNING"), (0.4, "WARNING"), (0.4001, "CRITICAL")],
 )
 def test_danger_is_near_less_than_the_margin_below_the_threshold(watch, value, level):
     levels = [level for level, _ in said(watch, analysis(principal_alignment=value))]
@@ -82,7 +82,7 @@ def test_danger_is_near_less_than_the_margin_below_the_threshold(watch, value, l
 
 def test_the_warning_of_danger_names_measure_and_threshold(watch):
     assert said(watch, analysis(principal_alignment=0.38)) == [
-        ("WARNING", "less than 0.05 from danger: principal_alignment 0.38 (danger above 0.4)")
+        ("WARNING", "less than 10 % from danger: principal_alignment 0.38 (danger above 0.4)")
     ]
     assert said(watch, analysis(40, mode="lowrank", principal_alignment=0.38)) == []
 
@@ -93,7 +93,7 @@ def test_optimal_conditions_warn_when_one_is_met_and_another_one_is_near(watch):
     assert said(watch, analysis(60, subspace_angle=0.05, minor_alignment=0.58)) == [
         (
             "WARNING",
-            "1 of 3 optimal conditions met, less than 0.05 away: minor_alignment 0.58 (wanted above"
+            "1 of 3 optimal conditions met, less than 10 % away: minor_alignment 0.58 (wanted above"
             " 0.6)",
         )
     ]
