@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from spectral_lightning.actuators import ProtectedPart
 from spectral_lightning.linalg import orthonormalize, singular_triplets
-from spectral_lightning.nn import FactoredLinear, factorize
+from spectral_lightning.nn import FactoredLinear, add_factors
 
 BATCH, NUM_EVALUATED, WARM_UP = 16, 12, 10
 RATES = {"plain": (3e-5, 1e-4, 2e-4, 3e-4, 6e-4, 1e-3, 2e-3)}
@@ -171,7 +171,7 @@ def parts_of(model: nn.Module, arm: Arm, batches: list[Tensor]) -> dict[str, Pro
 
 def split(model: nn.Module, fraction: float) -> None:
     """Put the minor directions of each layer into factors, as the original trains them."""
-    factorize(model, set(linears(model).values()))
+    add_factors(model, set(linears(model).values()))
     for module in linears(model).values():
         assert isinstance(module, FactoredLinear)
         left, values, right = singular_triplets(module.weight)

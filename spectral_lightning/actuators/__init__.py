@@ -2,7 +2,17 @@
 
 from spectral_lightning.actuators.apply import add_, relative_size
 from spectral_lightning.actuators.factored import carry_moments, share_moments
+from spectral_lightning.actuators.growth import GrowthProbe
 from spectral_lightning.actuators.protection import ProtectedPart, first_moments
+from spectral_lightning.actuators.resize import (
+    Moments,
+    best_components,
+    fresh_rows,
+    gathered_factors,
+    grow_,
+    regauge_,
+    shrink_,
+)
 from spectral_lightning.actuators.spectral import (
     SpectralUpdate,
     condition_update,
@@ -14,17 +24,25 @@ from spectral_lightning.actuators.spectral import (
 from spectral_lightning.linalg import Side
 
 __all__ = [
+    "GrowthProbe",
+    "Moments",
     "ProtectedPart",
     "Side",
     "SpectralUpdate",
     "add_",
+    "best_components",
     "carry_moments",
     "condition_update",
     "first_moments",
+    "fresh_rows",
+    "gathered_factors",
+    "grow_",
     "legacy_l2_update",
     "log_stable_rank_update",
     "lower_stable_rank_update",
+    "regauge_",
     "relative_size",
     "share_moments",
+    "shrink_",
     "spectral_cap_update",
 ]

@@ -36,7 +36,7 @@ from spectral_lightning.callbacks.svd_mode_layer import (
 )
 from spectral_lightning.callbacks.svd_mode_log import ModeLog
 from spectral_lightning.control import CalibratedPolicy, ModePolicy, ModeState
-from spectral_lightning.nn import factorize
+from spectral_lightning.nn import add_factors
 from spectral_lightning.spectra import (
     LayerAnalysis,
     Target,
@@ -134,7 +134,7 @@ class SVDModeSwitch(SpectralCallback):
         if self.protection in FACTORED:  # also to evaluate a checkpoint
             targets = find_targets(pl_module, self.layers, splits=self.splits).targets
             modules = {target.module for target in targets if target.rows is None}
-            factorize(pl_module, modules)
+            add_factors(pl_module, modules)
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

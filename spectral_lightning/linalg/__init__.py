@@ -33,11 +33,19 @@ from spectral_lightning.linalg.null import (
 )
 from spectral_lightning.linalg.polar import newton_schulz
 from spectral_lightning.linalg.precision import full_precision
+from spectral_lightning.linalg.products import (
+    Regauge,
+    product_core,
+    product_singular_values,
+    product_triplets,
+    truncation,
+)
 from spectral_lightning.linalg.ritz import (
     leading_eigenpairs,
     orthonormalize_rows,
     rayleigh_ritz,
 )
+from spectral_lightning.linalg.storage import whole_tensor
 from spectral_lightning.linalg.subspaces import orthonormalize, principal_angles
 from spectral_lightning.linalg.triplets import (
     SingularTriplets,
@@ -50,6 +58,7 @@ __all__ = [
     "LeadingTriplets",
     "PrincipalEnergy",
     "PrincipalPart",
+    "Regauge",
     "Side",
     "SingularTriplets",
     "chance_share",
@@ -78,11 +87,16 @@ __all__ = [
     "principal_angles",
     "principal_energy",
     "principal_part",
+    "product_core",
+    "product_singular_values",
+    "product_triplets",
     "rayleigh_ritz",
     "singular_triplets",
     "singular_values",
     "smallest_singular_triplets",
     "spectral_norm_interval",
     "stable_rank",
+    "truncation",
     "vector_angle_bound",
+    "whole_tensor",
 ]

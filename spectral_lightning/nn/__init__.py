@@ -1,5 +1,24 @@
 """Layers whose weight has a form that can be changed while training."""
 
-from spectral_lightning.nn.factored import FactoredLinear, factorize
+from spectral_lightning.nn.conversion import (
+    compact,
+    factorize,
+    input_moments,
+    low_rank_from_linear,
+    merge,
+    with_capacity,
+)
+from spectral_lightning.nn.factored import FactoredLinear, add_factors
+from spectral_lightning.nn.low_rank import LowRankLinear
 
-__all__ = ["FactoredLinear", "factorize"]
+__all__ = [
+    "FactoredLinear",
+    "LowRankLinear",
+    "add_factors",
+    "compact",
+    "factorize",
+    "input_moments",
+    "low_rank_from_linear",
+    "merge",
+    "with_capacity",
+]

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from spectral_lightning.nn.conversion import replace_module
+
 
 class FactoredLinear(nn.Linear):
     """Linear layer ``x (W + B A)^T + b``, of which either ``W`` or ``B A`` is trained.
@@ -132,7 +134,7 @@ class FactoredLinear(nn.Linear):
         return made.train(self.training)
 
 
-def factorize(model: nn.Module, modules: Collection[nn.Module]) -> list[str]:
+def add_factors(model: nn.Module, modules: Collection[nn.Module]) -> list[str]:
     """Make `FactoredLinear` layers of a model's linear layers, before an optimizer is built.
 
     The parameters stay the same objects, and the function the same.
@@ -147,7 +149,6 @@ def factorize(model: nn.Module, modules: Collection[nn.Module]) -> list[str]:
     converted = []
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear and module in modules:
-            parent = model.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], FactoredLinear.from_linear(module))
+            replace_module(model, module, FactoredLinear.from_linear(module))
             converted.append(name)
     return converted

@@ -11,8 +11,9 @@ ROLES: tuple[Role, ...] = get_args(Role)
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Split the trainable parameters into optimizer groups by what each parameter does.
 
-    The roles are ``matrix`` (weight of a hidden ``nn.Linear``), ``embedding`` (weight of an
-    ``nn.Embedding`` or ``nn.EmbeddingBag``), ``head`` (weight of an output head) and ``vector``
+    The roles are ``matrix`` (weight of a hidden ``nn.Linear``, or a factor of
+    a layer with a ``spectral_weight``), ``embedding`` (weight of an ``nn.Embedding`` or
+    ``nn.EmbeddingBag``), ``head`` (weight of an output head) and ``vector``
     (all the rest: biases, norm weights, scalars, weights of other module types). Every trainable
     parameter is in exactly one group; a weight that an embedding shares with the head counts as
     ``head``. Any torch optimizer accepts the groups; `MuonAdamW` gives each role its own rule.
@@ -63,7 +64,7 @@ def _role(parameter: nn.Parameter, module: nn.Module, heads: list[nn.Module]) ->
             return "head"
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             return "embedding"
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) or hasattr(module, "spectral_weight"):
             return "matrix"
     return "vector"
 

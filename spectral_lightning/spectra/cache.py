@@ -132,7 +132,7 @@ class SpectrumCache(Mapping[str, Reading]):
         spectra = self._not_done("spectrum", due, step)
         self._launch(norms, step)
         for name in sorted(spectra):
-            self._arriving[name] = (step, *exact_spectrum(self._targets[name].matrix()))
+            self._arriving[name] = (step, *exact_spectrum(self._targets[name].measured()))
         self.num_decompositions += len(norms) + len(spectra)
         return sorted(norms)
 
@@ -244,7 +244,9 @@ class SpectrumCache(Mapping[str, Reading]):
         null = math.nan if 0 in shape else gaussian_stable_rank(*shape)
         at, condition, rank, values = self._spectra.get(name, (None, None, None, None))
         relative = condition  # None, infinite, or NaN as for an empty weight
-        if condition is not None and math.isfinite(condition):
+        if self._targets[name].product is not None:
+            relative = None  # a Gaussian matrix has no such rank
+        elif condition is not None and math.isfinite(condition):
             relative = condition / gaussian_condition_number(*shape)
         return Reading(
             name=name,
@@ -270,8 +272,8 @@ def _grouped(targets: list[Target]) -> list[list[Target]]:
     groups: dict[tuple[Any, ...], list[Target]] = defaultdict(list)
     for target in targets:
         if 0 not in target.shape:
-            stored = target.stored()
-            groups[target.shape, stored.dtype, stored.device].append(target)
+            seen = target.measured(padded=True)
+            groups[target.measured_shape, seen.dtype, seen.device].append(target)
     return list(groups.values())
 
 

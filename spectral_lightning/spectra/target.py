@@ -7,11 +7,26 @@ discovery.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.functional import pad
 from torch.nn.utils.parametrize import is_parametrized
+
+from spectral_lightning.linalg import product_core, whole_tensor
+
+
+class Product(Protocol):
+    """A module whose weight is ``U V``, such as `LowRankLinear`."""
+
+    @property
+    def capacity(self) -> int:
+        """Most components that it can have."""
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Active factors ``U``, shape ``(m, rank)``, and ``V``, shape ``(rank, n)``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,12 +77,37 @@ class Target:
         Args:
             stored: Tensor stored like the parameter to see instead, such as its gradient.
         """
-        tensor = self.stored() if stored is None else stored.detach()
-        if isinstance(tensor, DTensor):
-            tensor = tensor.full_tensor()
-        if tensor.device.type == "mps":
-            tensor = tensor.cpu()
-        return self._part_of(tensor)
+        return self._part_of(gathered(self.stored() if stored is None else stored.detach()))
+
+    @property
+    def product(self) -> "Product | None":
+        """The module, if its weight is a product of thin factors, which need not be formed."""
+        is_product = callable(getattr(self.module, "factors", None))
+        return cast("Product", self.module) if is_product else None
+
+    def measured(self, *, padded: bool = False) -> Tensor:
+        """A matrix with the singular values of the weight: the weight itself, or a product's core.
+
+        Args:
+            padded: Whether the core is padded with zeros to the shape `measured_shape`, which it
+                has whatever the rank of the product.
+        """
+        product = self.product
+        if product is None:
+            return self.matrix()
+        with torch.no_grad():
+            left, right = map(gathered, product.factors())
+        core = product_core(left, right)
+        m, n = self.measured_shape
+        rest = (n - core.shape[1], m - core.shape[0])
+        return pad(core, (0, rest[0], 0, rest[1])) if padded else core
+
+    @property
+    def measured_shape(self) -> tuple[int, int]:
+        """Shape of what is measured at the largest rank."""
+        (m, n), product = self.shape, self.product
+        most = max(m, n) if product is None else product.capacity
+        return (min(m, most), min(n, most))
 
     @contextmanager
     def editing(self, stored: Tensor | None = None) -> Iterator[Tensor]:
@@ -79,21 +119,8 @@ class Target:
         Args:
             stored: Tensor stored like the parameter to edit instead, such as its gradient.
         """
-        tensor = self.stored() if stored is None else stored.detach()
-        if isinstance(tensor, DTensor):
-            whole = tensor.full_tensor()
+        with whole_tensor(self.stored() if stored is None else stored) as whole:
             yield self._part_of(whole)
-            edited = distribute_tensor(
-                whole, tensor.device_mesh, tensor.placements, src_data_rank=None
-            )
-            tensor.to_local().copy_(edited.to_local())
-        elif tensor.device.type == "mps" or not tensor.is_contiguous():  # as in channels_last
-            whole = tensor.cpu() if tensor.device.type == "mps" else tensor
-            whole = whole.clone(memory_format=torch.contiguous_format)
-            yield self._part_of(whole)
-            tensor.copy_(whole)
-        else:
-            yield self._part_of(tensor)
 
     def _part_of(self, tensor: Tensor) -> Tensor:
         """View of the target's matrix in the whole tensor."""
@@ -107,6 +134,10 @@ class Target:
     @property
     def shape(self) -> tuple[int, int]:
         """Shape ``(m, n)`` of the matrix."""
+        product = self.product
+        if product is not None:
+            left, right = product.factors()
+            return (left.shape[0], right.shape[1])
         m, *rest = self.stored().shape[1 if self.expert is not None else 0 :]
         n = torch.Size(rest).numel()
         if self.transposed:
@@ -125,6 +156,12 @@ class Target:
         owner = self.parametrization or self.module
         parameters = owner.parameters() if own is None else [own]
         return any(parameter.requires_grad for parameter in parameters)
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole of a sharded tensor (DTensor); an Apple GPU's, which has no float64, on the CPU."""
+    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole.cpu() if whole.device.type == "mps" else whole
 
 
 @contextmanager

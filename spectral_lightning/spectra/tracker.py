@@ -79,13 +79,13 @@ class Tracker:
         seed: int = 0,
         wait: bool | None = None,
     ) -> None:
-        weight = targets[0].matrix()
+        weight = targets[0].measured(padded=True)
         self.names = [target.name for target in targets]
         self.dtype = compute_dtype(weight)
         self.device = weight.device
         self.hurry = True
         self._targets = list(targets)
-        self._shape = m, n = targets[0].shape
+        self._shape = m, n = targets[0].measured_shape
         self._wait = self.device.type == "cpu" if wait is None else wait
         self._flipped = m <= WHOLE_SPACE and m < n
         self._n = m if self._flipped else n
@@ -171,7 +171,7 @@ class Tracker:
         return torch.stack(columns, dim=1)
 
     def _weight(self, i: int) -> Tensor:
-        weight = self._targets[i].matrix()
+        weight = self._targets[i].measured(padded=True)
         if weight.shape != self._shape:  # changed since discovery: a failed reading, not a crash
             weight = torch.full(self._shape, math.nan, dtype=self.dtype, device=self.device)
         return weight.mT if self._flipped else weight

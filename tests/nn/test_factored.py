@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from spectral_lightning.linalg import singular_triplets
-from spectral_lightning.nn import FactoredLinear, factorize
+from spectral_lightning.nn import FactoredLinear, add_factors
 
 SHAPES = [(24, 24), (40, 16), (16, 40)]
 
@@ -116,7 +116,7 @@ def test_a_model_is_converted_with_its_own_parameters():
     weights = [model[0].weight, model[2].weight]
     x = torch.randn(3, 8)
     before = model(x)
-    assert factorize(model, set(model)) == ["0", "2"]
+    assert add_factors(model, set(model)) == ["0", "2"]
     assert model[0].weight is weights[0]
     assert model[2].weight is weights[1]
     assert torch.equal(model(x), before)
