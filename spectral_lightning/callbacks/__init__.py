@@ -16,6 +16,7 @@ from spectral_lightning.callbacks.assr_v15 import (
 )
 from spectral_lightning.callbacks.base import SpectralCallback
 from spectral_lightning.callbacks.monitor import SpectralMonitor
+from spectral_lightning.callbacks.rank_adaptation import RankAdaptation
 from spectral_lightning.callbacks.svd_mode import SVDModeSwitch
 from spectral_lightning.control import ASSRConfig
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ASSR",
     "ASSRConfig",
+    "RankAdaptation",
     "SVDModeSwitch",
     "SpectralCallback",
     "SpectralHealth",

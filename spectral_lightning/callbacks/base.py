@@ -172,6 +172,12 @@ class SpectralCallback(pl.Callback):
         return needs if slow is None else [*needs, Need(names=names, every_n_steps=slow)]
 
 
+def other_callbacks(own: SpectralCallback, trainer: pl.Trainer) -> list[SpectralCallback]:
+    """The other spectral callbacks of a Trainer."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return [c for c in callbacks if isinstance(c, SpectralCallback) and c is not own]
+
+
 def log_interval(trainer: pl.Trainer, own: int | None) -> int:
     """Optimizer steps between two entries in loggers: a callback's own number, or the Trainer's."""
     return trainer.log_every_n_steps if own is None else own  # type: ignore[attr-defined]

@@ -250,7 +250,8 @@ def _fresh(reading: Reading) -> dict[str, float]:
     if reading.failure is not None:
         return {}
     measures = [m for m in MEASURES if m not in _SLOW or reading.spectrum_step == reading.step]
-    return {measure: getattr(reading, measure) for measure in measures}
+    values = {measure: getattr(reading, measure) for measure in measures}
+    return {measure: value for measure, value in values.items() if value is not None}
 
 
 def _scalars(readings: Iterable[Reading]) -> dict[str, float]:

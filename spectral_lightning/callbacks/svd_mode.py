@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from spectral_lightning.actuators import ProtectedPart
-from spectral_lightning.callbacks.base import SpectralCallback, shared_layers
+from spectral_lightning.callbacks.base import SpectralCallback, other_callbacks, shared_layers
 from spectral_lightning.callbacks.svd_mode_checks import (
     check_settings,
     refuse_overlap,
@@ -139,7 +139,7 @@ class SVDModeSwitch(SpectralCallback):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        others = _others(self, trainer)
+        others = other_callbacks(self, trainer)
         switches = [other for other in others if isinstance(other, SVDModeSwitch)]
         targets = self.spectra.targets
         refuse_overlap(
@@ -297,9 +297,3 @@ class SVDModeSwitch(SpectralCallback):
         layer.num_skipped += 1
         if self._log is not None:
             self._log.skipped(layer.target.name, step, reason)
-
-
-def _others(own: SVDModeSwitch, trainer: pl.Trainer) -> list[SpectralCallback]:
-    """The other spectral callbacks of a Trainer."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return [c for c in callbacks if isinstance(c, SpectralCallback) and c is not own]

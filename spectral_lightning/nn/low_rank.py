@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from typing_extensions import override
 
@@ -189,8 +190,8 @@ class LowRankLinear(nn.Module):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """``U`` with its gates, shape ``(m, rank)``, and ``V``, ``(rank, n)``: what is active."""
-        r = self._rank
-        return self.left_factor[:, :r] * self.gate[:r], self.right_factor[:r]
+        r, (left, right) = self._rank, map(_whole, (self.left_factor, self.right_factor))
+        return left[:, :r] * self.gate[:r], right[:r]
 
     def spectral_weight(self) -> Tensor:
         """The weight ``U V``, shape ``(out_features, in_features)``."""
@@ -210,13 +211,15 @@ class LowRankLinear(nn.Module):
     @override
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer, shape ``(*, in_features)`` to ``(*, out_features)``."""
-        used = self.capacity
-        if self.mode == "sliced":
+        left: Tensor = self.left_factor
+        right: Tensor = self.right_factor
+        gate = self.gate
+        if self.mode == "sliced":  # else no Python number may be read, or compilers depend on it
             blocks = -(-(self._rank + self._num_probes) // self.quantum)
-            used = min(used, blocks * self.quantum)
-        hidden = F.linear(input, self.right_factor[:used])
-        hidden = hidden * self.gate[:used].to(hidden.dtype)
-        return F.linear(hidden, self.left_factor[:, :used], self.bias)
+            used = min(self.capacity, blocks * self.quantum)
+            left, right, gate = left[:, :used], right[:used], gate[:used]
+        hidden = F.linear(input, right)
+        return F.linear(hidden * gate.to(hidden.dtype), left, self.bias)
 
     def to_linear(self) -> nn.Linear:
         """A plain layer with the same function, for export or above the break-even rank."""
@@ -266,6 +269,11 @@ class LowRankLinear(nn.Module):
             new.narrow(dim, 0, kept).copy_(old.narrow(dim, 0, kept))
             found[keys[name]] = new
         return found
+
+
+def _whole(factor: Tensor) -> Tensor:
+    """A factor that may be sharded, differentiably."""
+    return factor.full_tensor() if isinstance(factor, DTensor) else factor
 
 
 def _check(in_features: int, out_features: int, rank: int, capacity: int) -> None:

@@ -23,7 +23,6 @@ from lightning.pytorch.cli import LightningCLI
 from spectral_lightning.callbacks import SpectralCallback
 from spectral_lightning.testing.differences import first_difference
 from spectral_lightning.testing.tasks import (
-    TinyNetwork,
     TinySteps,
     TinyTask,
     quiet_settings,
@@ -207,13 +206,13 @@ class CallbackContract:
         import pytorch_lightning
 
         class Task(TinySteps, pytorch_lightning.LightningModule):
-            def __init__(self) -> None:
+            def __init__(self, like: pl.LightningModule) -> None:
                 super().__init__()
-                self.net, self.num_batches, self.lr = TinyNetwork(), 6, 0.01
+                self.net, self.num_batches, self.lr = like.get_submodule("net"), 6, 0.01
 
         callback, other = self.make(), self.make()
         settings = quiet_settings(tmp_path, callback, max_steps=_NUM_STEPS)
-        pytorch_lightning.Trainer(**settings).fit(Task())
+        pytorch_lightning.Trainer(**settings).fit(Task(self.make_task()))
         self.fit(tmp_path, other)
         _expect_same("readings", _readings(callback), _readings(other))
 

@@ -5,7 +5,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from spectral_lightning.callbacks import ASSR, SpectralMonitor, SVDModeSwitch
+from spectral_lightning.callbacks import ASSR, RankAdaptation, SpectralMonitor, SVDModeSwitch
+from spectral_lightning.nn import factorize
 from spectral_lightning.optim import MuonAdamW, parameter_groups
 from spectral_lightning.testing.distributed import run_ranks
 from spectral_lightning.testing.tasks import TinyNetwork, TinyTask, quiet_trainer
@@ -37,17 +38,31 @@ class ShardedTask(Task):
 
 
 def fit(
-    folder, strategy, task, *, ckpt_path=None, save=None, assr=None, svd=None, muon=False, **changes
+    folder,
+    strategy,
+    task,
+    *,
+    ckpt_path=None,
+    save=None,
+    assr=None,
+    svd=None,
+    ranks=None,
+    muon=False,
+    **changes,
 ):
     """Fit, and return what a rank knows: readings, weights and metrics.
 
     With `assr`, the arguments of an ASSR callback, its interventions are among the metrics; with
-    `svd`, those of mode switching, the modes and protected bases.
+    `svd`, those of mode switching, the modes and protected bases; with `ranks`, those of rank
+    adaptation, whose layers become low-rank ones, the ranks.
     """
     task.muon = muon
+    if ranks is not None:
+        factorize(task.net, ["2", "5"], rank=8, capacity=16)
     monitor = SpectralMonitor(spectrum_every_n_steps=3)
     callbacks = [monitor] if assr is None else [monitor, ASSR(**assr)]
     callbacks += [] if svd is None else [SVDModeSwitch(**svd)]
+    callbacks += [] if ranks is None else [RankAdaptation(**ranks)]
     logger = CSVLogger(folder, name="", version="")
     arguments = {"max_steps": 6, "strategy": strategy, "logger": logger} | changes
     trainer = quiet_trainer(folder, *callbacks, use_distributed_sampler=False, **arguments)
@@ -64,6 +79,8 @@ def fit(
     if svd is not None:
         metrics["modes"] = callbacks[-1].modes
         metrics["bases"] = {name: part.left for name, part in callbacks[-1].parts.items()}
+    if ranks is not None:
+        metrics["ranks"] = callbacks[-1].ranks
     return monitor.readings, weights, metrics
 
 

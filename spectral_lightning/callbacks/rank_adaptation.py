@@ -1,0 +1,375 @@
+"""Rank adaptation: low-rank layers whose rank follows what they need, up and down.
+
+Lives here: hooks. Does not live here: the decision (`control`), the resize and the growth probes
+(`actuators`), what is kept of a layer (`rank_layer`), what is told (`rank_log`).
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from typing_extensions import override
+
+from spectral_lightning.actuators import (
+    GrowthProbe,
+    Moments,
+    best_components,
+    fresh_rows,
+    grow_,
+)
+from spectral_lightning.callbacks.base import SpectralCallback, other_callbacks, shared_layers
+from spectral_lightning.callbacks.rank_layer import RankLayer, Shrink, components_of
+from spectral_lightning.callbacks.rank_log import RankLog
+from spectral_lightning.control import (
+    EnergyController,
+    RankController,
+    RankDecision,
+    RankReading,
+)
+from spectral_lightning.nn import LowRankLinear
+from spectral_lightning.spectra import RankSettings, is_due
+
+
+class RankAdaptation(SpectralCallback):
+    """Let the rank of each `LowRankLinear` follow what it needs, while it trains.
+
+    Every `every_n_steps` optimizer steps the layers that the controller finds due are measured: the
+    exact spectrum of ``U V`` from its thin factors, weighted by the layer's inputs, and the growth
+    lift, how persistently the gradient asks for what the factors cannot follow. A layer then keeps
+    its best components, which fade over or are cut, or gets new ones that begin without effect. The
+    optimizer's running means follow; parameters, their shapes and the optimizer stay the same
+    objects, so that nothing else in the run notices.
+
+    Ranks live in the layers' buffers and thus in checkpoints. Events go to ``rank_events.jsonl`` in
+    the logger's folder and the numbers to the loggers under ``rank/<measure>/<layer>``.
+
+    Args:
+        layers: Glob, or several, over layer names such as ``"model.blocks.*"``; of what it selects,
+            low-rank layers take part.
+        controller: When to change which rank; None for ``EnergyController()``.
+        every_n_steps: Optimizer steps between two checks, at least 1; the controller may wait
+            longer. 100 is the shortest interval of its clock.
+        shrink: ``"fade"``: what goes is turned down over `fade_steps`, while the rest learns to do
+            without. ``"cut"``: it goes at once.
+        fade_steps: Optimizer steps that fading takes, at least 1. Set by hand.
+        moments: What becomes of the optimizer's running means when ranks change: ``"carry"``,
+            ``"carry_second"`` (first moments begin at zero) or ``"reset"``.
+        weigh_outputs: Whether components are judged by what they add to the layer's outputs, which
+            takes its inputs of one optimizer step, instead of to its weight.
+        probes: Unused components that measure the growth lift; 0 for none. Set by hand.
+        probe_steps: Optimizer steps over which they do, before each check, at least 2. Set by hand.
+
+    Raises:
+        TypeError: If `controller` is no rank controller.
+        ValueError: If an argument is outside its range.
+
+    References:
+        Wang et al. (2024), "SVD-LLM", sec. 3.1 (components judged by outputs).
+        https://arxiv.org/abs/2403.07378 Robert et al. (2025), "LDAdam", sec. 3.2 (moments).
+        https://arxiv.org/abs/2410.16103
+
+    Example:
+        >>> adaptation = RankAdaptation("model.blocks.*", every_n_steps=100)
+        >>> trainer = pl.Trainer(callbacks=[adaptation], logger=False, barebones=False)
+    """
+
+    def __init__(
+        self,
+        layers: str | list[str] = "*",
+        controller: RankController | None = None,
+        every_n_steps: int = 100,
+        shrink: Shrink = "fade",
+        fade_steps: int = 50,
+        moments: Moments = "carry_second",
+        weigh_outputs: bool = True,
+        probes: int = 8,
+        probe_steps: int = 16,
+    ) -> None:
+        super().__init__(layers, every_n_steps)
+        self.controller = EnergyController() if controller is None else controller
+        if not isinstance(self.controller, RankController):
+            raise TypeError(f"`controller` must be a RankController or None, got {controller!r}.")
+        for name, value, known in (("shrink", shrink, Shrink), ("moments", moments, Moments)):
+            if value not in get_args(known):
+                allowed = ", ".join(get_args(known))
+                raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}.")
+        for name, number, least in (
+            ("fade_steps", fade_steps, 1),
+            ("probes", probes, 0),
+            ("probe_steps", probe_steps, 2),
+        ):
+            if number < least:
+                raise ValueError(f"`{name}` must be >= {least}, got {number}.")
+        self.shrink: Shrink = shrink
+        self.fade_steps = fade_steps
+        self.moments: Moments = moments
+        self.weigh_outputs = weigh_outputs
+        self.probes, self.probe_steps = probes, probe_steps
+        self._layers: dict[str, RankLayer] = {}
+        self._checked = 0
+        self._saved: dict[str, Any] | None = None
+        self._log: RankLog | None = None
+        self._handles: list[Any] = []
+        self._loss: float | None = None
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Rank of each layer by name, once training has begun."""
+        return {name: layer.module.rank for name, layer in self._layers.items()}
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._layers, self._saved, self._log = {}, None, None
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._checked = trainer.global_step
+        for other in other_callbacks(self, trainer):
+            both = sorted(set(self.names) & set(other.names))
+            if both and isinstance(other, RankAdaptation):
+                raise ValueError(
+                    "`layers` of several RankAdaptation callbacks must not overlap, got"
+                    f" {both[0]!r} in two; give each its own layers."
+                )
+        targets = [self.spectra.targets[name] for name in self.names]
+        self._layers = {
+            target.name: RankLayer(target, _optimizer_of(target.module, trainer.optimizers))
+            for target in targets
+            if isinstance(target.module, LowRankLinear) and target.trainable
+        }
+        if not self._layers:
+            rank_zero_warn(
+                "RankAdaptation has no effect: `layers` selects no trainable LowRankLinear; make"
+                " some with `spectral_lightning.nn.factorize` before training."
+            )
+        if self._saved is not None:
+            saved, self._saved = self._saved, None
+            self._checked = saved["checked"]
+            names = shared_layers("RankAdaptation", set(saved["layers"]), set(self._layers))
+            for name in names:
+                self._layers[name].load_state_dict(saved["layers"][name])
+        settings = RankSettings(
+            step=trainer.global_step,
+            every_n_steps=self.every_n_steps,
+            controller=type(self.controller).__name__,
+            settings=self.controller.settings,
+            resize=f"{self.shrink}, moments: {self.moments}",
+            layers={name: layer.size for name, layer in self._layers.items()},
+        )
+        self._log = RankLog(trainer, settings, self.controller, self._layers)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._handles or not self.weigh_outputs or not self._is_check(trainer.global_step + 1):
+            return
+        for layer in self._due(trainer.global_step + 1).values():
+            hook = layer.module.register_forward_pre_hook(layer.watch_inputs)
+            self._handles.append(hook)
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
+    ) -> None:
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # LightningOptimizer
+        for layer in self._layers.values():
+            if layer.probe is not None and layer.optimizer is optimizer:
+                layer.probe.take_(layer.module)
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if isinstance(loss, Tensor) and self._is_check(trainer.global_step):
+            scale = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+            self._loss = float(loss) * scale
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    @override
+    def on_weights(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        step = trainer.global_step
+        for name, layer in self._layers.items():
+            if layer.fade is not None and layer.advance_fade(step, self.fade_steps):
+                keep, layer.fade = layer.fade.keep, None
+                found = best_components(layer.module, keep)
+                layer.shrink(self._shared(trainer, found), self.moments)
+                self.spectra.forget(name)
+        if self._is_check(step):
+            self._check(trainer, step)
+            self._checked = step
+        self._probe(step)
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._log is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._log.draw(trainer)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        self._unhook()
+        if self._log is not None:
+            self._log.end(trainer, pl_module)
+            self._log = None
+
+    @override
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self._unhook()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        own = {
+            "layers": {name: layer.state_dict() for name, layer in self._layers.items()},
+            "checked": self._checked,
+        }
+        return {**super().state_dict(), **(own if self._saved is None else self._saved)}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._saved = {name: state_dict[name] for name in ("layers", "checked")}
+
+    def _is_check(self, step: int) -> bool:
+        return step > self._checked and is_due(self.every_n_steps, step, self._checked)
+
+    def _due(self, step: int) -> dict[str, RankLayer]:
+        return {
+            name: layer
+            for name, layer in self._layers.items()
+            if layer.fade is None and self.controller.is_due(layer.state, step)
+        }
+
+    def _check(self, trainer: pl.Trainer, step: int) -> None:
+        """Measure what is due, decide for all at once, and carry it out; the same on all ranks."""
+        start = time.perf_counter()
+        self._unhook()
+        due = self._due(step)
+        readings, skipped = self._read(trainer, step, due)
+        states = {name: layer.state for name, layer in self._layers.items()}
+        decisions = self.controller.update(states, readings)
+        kept: dict[str, float] = {}
+        for name, decision in decisions.items():
+            layer = self._layers[name]
+            layer.state = decision.state
+            share = self._carry_out(trainer, layer, readings[name], decision)
+            if share is not None:
+                kept[name] = share
+        for layer in due.values():
+            layer.moment = None
+            layer.end_probe()
+        if self._log is not None:
+            milliseconds = 1e3 * (time.perf_counter() - start)
+            self._log.checked(trainer, readings, decisions, kept, self._loss, milliseconds)
+            self._log.skipped(skipped, step)
+
+    def _read(
+        self, trainer: pl.Trainer, step: int, due: Mapping[str, RankLayer]
+    ) -> tuple[dict[str, RankReading], dict[str, str]]:
+        """Readings of the layers that are due, and why there is none of some."""
+        readings: dict[str, RankReading] = {}
+        skipped: dict[str, str] = {}
+        for name, layer in due.items():
+            module, growth = layer.module, None
+            if layer.probe is not None and layer.probe.num_steps:
+                growth = float(layer.probe.lift())
+            try:
+                found = best_components(
+                    module, module.rank, moment=self._moment(trainer, layer), is_balanced=False
+                )
+            except ValueError as error:
+                skipped[name] = str(error)
+                continue
+            values, growth = trainer.strategy.broadcast((found.values.tolist(), growth))
+            rank, shape = module.rank, layer.target.shape
+            readings[name] = RankReading(
+                step=step,
+                shape=shape,
+                rank=rank,
+                capacity=module.capacity,
+                values=values,
+                growth=growth,
+            )
+        return readings, skipped
+
+    def _carry_out(
+        self, trainer: pl.Trainer, layer: RankLayer, reading: RankReading, decision: RankDecision
+    ) -> float | None:
+        """Change a rank; returns the share of the energy that is kept, if it becomes smaller."""
+        module = layer.module
+        if decision.rank == reading.rank:
+            return None
+        directions = None
+        if layer.probe is not None:
+            if decision.rank > module.rank and reading.growth is not None:
+                directions = layer.probe.directions()
+            layer.end_probe()
+        self.spectra.forget(layer.target.name)
+        if decision.rank > module.rank:
+            rows = fresh_rows(module, decision.rank - module.rank, directions=directions)
+            grow_(module, layer.optimizer, self._shared(trainer, [rows])[0])
+            return None
+        moment = self._moment(trainer, layer)
+        found = components_of(layer, decision.rank, moment, self.shrink)
+        found = self._shared(trainer, found)
+        if self.shrink == "cut":
+            layer.shrink(found, self.moments)
+        else:
+            layer.begin_fade(found, decision.rank, reading.step)
+        energies = [value**2 for value in reading.values]
+        return sum(energies[: decision.rank]) / sum(energies)
+
+    def _probe(self, step: int) -> None:
+        """Begin the probes of the layers whose next check is near."""
+        if not self.probes or not self._is_check(step + self.probe_steps):
+            return
+        for number, (name, layer) in enumerate(self._layers.items()):
+            if layer.probe is not None or layer.fade is not None:
+                continue
+            module = layer.module
+            if module.capacity > module.rank and name in self._due(step + self.probe_steps):
+                seed = 100_003 * step + number
+                layer.probe = GrowthProbe(module, self.probes, seed=seed)
+
+    def _moment(self, trainer: pl.Trainer, layer: RankLayer) -> Tensor | None:
+        """Second moment of a layer's hidden activations over all ranks' inputs."""
+        if layer.moment is None or trainer.world_size == 1:
+            return layer.moment
+        total: Tensor = trainer.strategy.reduce(layer.moment, reduce_op="sum")
+        return total
+
+    def _shared(self, trainer: pl.Trainer, found: Any) -> Any:
+        """Tensors of rank 0: decompositions may differ in their last digits, and in signs."""
+        if trainer.world_size == 1:
+            return found
+        parts = trainer.strategy.broadcast([part.cpu() for part in found])
+        moved = [new.to(old.device) for new, old in zip(parts, found, strict=True)]
+        return moved if isinstance(found, list) else type(found)(*moved)
+
+    def _unhook(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+def _optimizer_of(module: LowRankLinear, optimizers: Sequence[Any]) -> Any:
+    """Optimizer that trains a layer's factors; None if none does."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if any(own is module.left_factor for own in group["params"]):
+                return optimizer
+    return None
