@@ -3,12 +3,13 @@
 from spectral_lightning.nn.conversion import (
     compact,
     factorize,
-    input_moments,
+    fitted_state,
     low_rank_from_linear,
     merge,
     with_capacity,
 )
 from spectral_lightning.nn.factored import FactoredLinear, add_factors
+from spectral_lightning.nn.input_moments import input_moments
 from spectral_lightning.nn.low_rank import LowRankLinear
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "add_factors",
     "compact",
     "factorize",
+    "fitted_state",
     "input_moments",
     "low_rank_from_linear",
     "merge",

@@ -1,6 +1,5 @@
 """From dense layers to low-rank ones and back, for whole models."""
 
-import fnmatch
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from spectral_lightning.linalg import energy_rank, singular_triplets, truncation
+from spectral_lightning.nn.input_moments import linear_layers
 from spectral_lightning.nn.low_rank import LowRankLinear
 
 Inputs = Mapping[str, Tensor]
@@ -51,7 +51,7 @@ def factorize(
         >>> factorize(model, "0", rank=3)
         {'0': 3}
     """
-    found = _linears(model, layers)
+    found = linear_layers(model, layers)
     inputs = {} if inputs is None else inputs
     ranks = _ranks(found, inputs, rank, energy, budget)
     for name, linear in found.items():
@@ -142,49 +142,21 @@ def with_capacity(layer: LowRankLinear, capacity: int | None = None) -> LowRankL
     return made.train(layer.training)
 
 
-@torch.no_grad()
-def input_moments(
-    model: nn.Module,
-    layers: str | Iterable[str],
-    batches: Iterable[Any],
-    run: Callable[[nn.Module, Any], Any] | None = None,
-) -> dict[str, Tensor]:
-    """Second moments ``E[x x^T]`` of what linear layers read, over some batches.
+def fitted_state(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict whose low-rank layers have the capacities of a model's.
 
     Args:
-        model: Model, in the mode it is to be measured in.
-        layers: Glob, or several, over the names of its ``nn.Linear`` modules.
-        batches: Batches to run.
-        run: Runs the model on a batch; None for ``model(batch)``.
-
-    Returns:
-        Moments by name, shape ``(n, n)``, float32 (float64 for float64 inputs).
+        model: Model that is to load it.
+        state_dict: State dict of the same model with other capacities.
 
     Raises:
-        ValueError: If no linear layer matches, or there is no batch.
+        ValueError: If a saved rank is above the model's capacity.
     """
-    found, sums = _linears(model, layers), dict[str, Tensor]()
-    counts = dict.fromkeys(found, 0)
-
-    def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = args[0].flatten(0, -2)
-            x = x.to(torch.promote_types(x.dtype, torch.float32))
-            sums[name] = sums.get(name, 0) + x.mT @ x
-            counts[name] += len(x)
-
-        return hook
-
-    handles = [module.register_forward_pre_hook(watch(name)) for name, module in found.items()]
-    try:
-        for batch in batches:
-            model(batch) if run is None else run(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not sums:
-        raise ValueError("`batches` must hold at least one batch, got none.")
-    return {name: total / counts[name] for name, total in sums.items()}
+    found = dict(state_dict)
+    for name, module in model.named_modules():
+        if isinstance(module, LowRankLinear):
+            found |= module.fitted(state_dict, f"{name}." if name else "")
+    return found
 
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
@@ -222,27 +194,6 @@ def _truncated(weight: Tensor, rank: int, inputs: Tensor | None) -> tuple[Tensor
     identity = torch.eye(n, dtype=dense.dtype, device=dense.device)
     found = truncation(dense, identity, rank, inputs)
     return dense @ found.of_left, found.of_right.mT, found.values
-
-
-def _linears(model: nn.Module, layers: str | Iterable[str]) -> dict[str, nn.Linear]:
-    patterns = [layers] if isinstance(layers, str) else list(layers)
-    known = {n: m for n, m in model.named_modules() if type(m) is nn.Linear}
-    found = {n: m for n, m in known.items() if any(fnmatch.fnmatchcase(n, p) for p in patterns)}
-    if not found:
-        raise ValueError(
-            f"`layers` must match a plain nn.Linear, got {patterns} for a model with"
-            f" {len(known)}, such as {min(known, default=None)!r}."
-        )
-    owners: dict[int, set[nn.Module]] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), set()).add(module)
-    for name, linear in found.items():
-        if len(owners[id(linear.weight)]) > 1:
-            raise ValueError(
-                f"`layers` must leave out what shares its weight with another module, got {name!r}."
-            )
-    return found
 
 
 def _ranks(

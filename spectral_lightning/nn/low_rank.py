@@ -242,32 +242,42 @@ class LowRankLinear(nn.Module):
         self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         """Take over a saved rank, and factors of another capacity if their rank fits."""
-        names = ("left_factor", "right_factor", "gate", "active_rank")
-        keys = {name: prefix + name for name in names}
-        if all(key in state_dict for key in keys.values()):
-            saved = {name: state_dict[key] for name, key in keys.items()}
-            rank = int(saved["active_rank"])
-            if rank > self.capacity:
-                raise ValueError(
-                    f"`capacity` must be at least the rank of the checkpoint, {rank} for"
-                    f" {prefix.rstrip('.')}, got {self.capacity}."
-                )
-            if saved["gate"].shape != self.gate.shape:
-                state_dict = {**state_dict, **self._resized(keys, saved)}
-            self._rank = rank
+        state_dict = {**state_dict, **self.fitted(state_dict, prefix)}
+        if prefix + "active_rank" in state_dict:
+            self._rank, self._num_probes = int(state_dict[prefix + "active_rank"]), 0
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _resized(self, keys: Mapping[str, str], saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Factors of another capacity, cut or padded with zeros to this one."""
+    def fitted(self, state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
+        """Saved factors of another capacity, cut or padded with zeros to this one.
+
+        Args:
+            state_dict: State dict that may hold this layer's tensors.
+            prefix: What their names begin with, such as ``"blocks.0."``.
+
+        Returns:
+            Those of the tensors that have to change, by their names in `state_dict`.
+
+        Raises:
+            ValueError: If the saved rank is above this layer's capacity.
+        """
+        dims = {"left_factor": 1, "right_factor": 0, "gate": 0}
+        if any(prefix + name not in state_dict for name in (*dims, "active_rank")):
+            return {}
+        rank = int(state_dict[prefix + "active_rank"])
+        if rank > self.capacity:
+            raise ValueError(
+                f"`capacity` must be at least the rank of the checkpoint, {rank} for"
+                f" {prefix.rstrip('.')}, got {self.capacity}."
+            )
         found = {}
-        for name, dim in {"left_factor": 1, "right_factor": 0, "gate": 0}.items():
-            old = saved[name]
-            shape = list(old.shape)
-            shape[dim] = self.capacity
-            new = old.new_zeros(shape)
-            kept = min(self.capacity, old.shape[dim])
-            new.narrow(dim, 0, kept).copy_(old.narrow(dim, 0, kept))
-            found[keys[name]] = new
+        for name, dim in dims.items():
+            old = state_dict[prefix + name]
+            if old.shape[dim] != self.capacity:
+                shape = list(old.shape)
+                shape[dim] = self.capacity
+                new, kept = old.new_zeros(shape), min(self.capacity, old.shape[dim])
+                new.narrow(dim, 0, kept).copy_(old.narrow(dim, 0, kept))
+                found[prefix + name] = new
         return found
 
 

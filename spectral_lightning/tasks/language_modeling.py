@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
+from spectral_lightning.models import assert_causal
+from spectral_lightning.nn import fitted_state
 from spectral_lightning.optim import MuonAdamW, parameter_groups
 from spectral_lightning.tasks.bits_per_byte import (
     IGNORED,
@@ -224,6 +226,19 @@ class LanguageModeling(pl.LightningModule):
             )
 
     @override
+    def on_validation_start(self) -> None:
+        """In the sanity check, refuse to train a model on the next token that can see it.
+
+        Left out while the model is sharded, because then all ranks would have to take part.
+
+        Raises:
+            ValueError: If a token's logits depend on a later token.
+        """
+        is_sharded = any(isinstance(parameter, DTensor) for parameter in self.parameters())
+        if self.trainer.sanity_checking and not is_sharded:
+            assert_causal(self.model, self.vocab_size, num_cuts=4, atol=1e-2)
+
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the tokenizer and how to build the model, as plain containers."""
         checkpoint[CHECKPOINT_KEY] = {
@@ -248,9 +263,12 @@ class LanguageModeling(pl.LightningModule):
     ) -> Any:
         """Load all tensors, or none if one of them does not fit.
 
+        Low-rank layers may have another capacity than the saved ones if the saved ranks fit.
+
         Raises:
             ValueError: If a tensor differs in shape, or with `strict` is missing on either side.
         """
+        state_dict = fitted_state(self, state_dict)
         check_tensors(self.state_dict(), state_dict, strict=strict)
         keys = super().load_state_dict(state_dict, strict=strict, assign=assign)
         self._knows_bytes = bool(self.token_bytes.any())
