@@ -10,7 +10,6 @@ from spectral_lightning.callbacks.base import boards, num_batches
 from spectral_lightning.callbacks.rank_layer import RankLayer
 from spectral_lightning.control import RankController, RankDecision, RankReading
 from spectral_lightning.dashboards.rank_figure import write_rank_figure
-from spectral_lightning.nn import LowRankLinear
 from spectral_lightning.spectra import (
     RANK_EVENTS_FILE,
     RankCheck,
@@ -115,8 +114,7 @@ class RankLog:
             return
         modules = [layer.module for layer in self._layers.values()]
         costs = [module.in_features + module.out_features for module in modules]
-        low_rank = [m for m in module.modules() if isinstance(m, LowRankLinear)]
-        factors = {id(f) for m in low_rank for f in (m.left_factor, m.right_factor)}
+        factors = {id(f) for m in modules for f in (m.left_factor, m.right_factor)}
         summary = RankSummary(
             step=trainer.global_step,
             num_stored=sum(c * m.capacity for c, m in zip(costs, modules, strict=True)),

@@ -1,5 +1,6 @@
 """The picture of changing ranks: the loss, the ranks of the layers, and what the factors cost."""
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -27,9 +28,10 @@ from spectral_lightning.spectra.rank_history import RankHistory
 _LOSS, _RANK, _SIZE = 1.2, 3.6, 1.2  # inches, heights of the panels
 _TOP, _BOTTOM, _GAP, _LABELLED_GAP = 0.75, 0.55, 0.5, 0.85  # inches; titles are in the gaps
 _MAX_LABEL = 32  # characters
+_MAX_TITLE = 90  # characters
 _FEW_LAYERS = 8  # that have a colour each; with more, types have
-_MANY_LAYERS = 24  # beyond which types are drawn instead of layers
-_SHIFT = 0.8  # points between lines that coincide, about 1/5 of a rank of 64
+_MANY_LAYERS = 16  # beyond which types are drawn instead of layers
+_SHIFT = 0.8  # points between lines that coincide: 0.2 components where ranks go to 64
 _FEW_TIMES = 40  # losses that are marked on the line
 _COLOURS = (  # Okabe and Ito 2008, without yellow, which is faint on white
     *("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c564b", "#444444"),
@@ -44,7 +46,7 @@ def rank_figure(run: RankHistory | Iterable[RankEvent]) -> Figure | None:
 
     From top to bottom: training loss, and validation loss where a log has it; the ranks, with the
     controller's floor dashed; the entries of all factors at their rank and as they are stored, if
-    the sizes are known. Up to 8 layers have a colour each; up to 24 have that of their type, as
+    the sizes are known. Up to 8 layers have a colour each; up to 16 have that of their type, as
     `projection_type` tells it; of more, each type's median is drawn, with a band from its smallest
     to its largest rank. Where a log has the ranks of no layer, their mean and band are drawn.
 
@@ -95,7 +97,9 @@ class _Lines:
         times = {point.at for found in history.ranks.values() for point in found}
         self.times = np.array(sorted(times or history.spread or {0}), dtype=float)
         width = self.times[-1] - self.times[-2] if len(self.times) > 1 else 1.0
-        self.end = float(self.times[-1] + width)
+        losses = {*history.train_losses, *history.val_losses}
+        is_shared = history.loss_unit == history.unit
+        self.end = max([float(self.times[-1] + width), *(losses if is_shared else ())])
         """Up to which the last ranks are shown."""
         self.layers = {
             name: self._on_axis([p.at for p in found], [p.rank for p in found])
@@ -167,6 +171,7 @@ def _page(history: RankHistory, lines: _Lines) -> tuple[Figure, list[Axes]]:
     title = f"Ranks of {len(lines.layers)} layers" if lines.layers else "Ranks"
     if history.settings is not None:
         title += f": {history.settings.controller}, {history.settings.resize}"
+    title = textwrap.shorten(title, _MAX_TITLE, placeholder=" ...")
     figure.text(left / width, 1 - 0.15 / height, title, size=12, va="top", parse_math=False)
     return figure, panels
 
@@ -194,8 +199,8 @@ def _draw_ranks(axes: Axes, history: RankHistory, lines: _Lines) -> None:
     handles: list[tuple[str, Line2D]] = []
     notes = []
     if not lines.layers:
-        spread = np.array([history.spread[int(at)] for at in lines.times])
-        low, mean, high = np.vstack([spread, spread[-1:]]).T
+        spreads = np.array([history.spread[int(at)] for at in lines.times])
+        low, mean, high = np.vstack([spreads, spreads[-1:]]).T
         handles.append((_ALL, _draw_line(axes, lines.x, mean, _COLOURS[0])))
         _draw_band(axes, lines.x, low, high, _COLOURS[0])
         notes.append("mean, and from the smallest to the largest")
@@ -215,7 +220,9 @@ def _draw_ranks(axes: Axes, history: RankHistory, lines: _Lines) -> None:
     if history.floor is not None:
         floor = axes.axhline(history.floor, color="black", lw=0.9, ls="--")
         handles.append((f"controller's floor: {history.floor:g}", floor))
-    axes.set_ylim(bottom=0.0)
+    tops = [values.max() for values in lines.layers.values()]
+    tops += [spread.highest for spread in history.spread.values()]
+    axes.set_ylim(0.0, 1.06 * max([*tops, history.floor or 0.0]))  # lines that moved do not count
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     _finish(axes, "Rank" + (f" ({'; '.join(notes)})" if notes else ""), handles)
 

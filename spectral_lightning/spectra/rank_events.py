@@ -76,8 +76,8 @@ class RankCheck:
     verdict: str
     """Reason of the decision."""
     growth: float | None = None
-    """Share of the gradient's energy that the layer cannot follow at its rank, in [0, 1]; None if
-    it was not measured."""
+    """Growth lift: how persistently the gradient asks for what the layer cannot follow at its rank;
+    1 is noise, ``N`` a gradient that stayed the same over ``N`` steps. None if not measured."""
     stable_rank: float | None = None
     """Stable rank of the weight before the decision, dimensionless; None if it was not measured."""
     energy_kept: float | None = None

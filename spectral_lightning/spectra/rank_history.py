@@ -18,6 +18,7 @@ from spectral_lightning.spectra.rank_events import (
     RankSettings,
     RankSummary,
     SkippedCheck,
+    strict,
 )
 
 Unit = Literal["epoch", "step"]
@@ -116,10 +117,9 @@ class RankHistory:
                     # Of a resumed run the checks know better: a component may still be fading.
                     ranks.setdefault(name, [RankPoint(event.step, size.rank)])
             elif isinstance(event, RankCheck):
-                found = ranks.setdefault(event.layer, [])
-                found.append(
-                    RankPoint(event.step, event.next_rank, event.target, event.null_target)
-                )
+                aims = (strict(event.target), strict(event.null_target))
+                point = RankPoint(event.step, event.next_rank, *aims)
+                ranks.setdefault(event.layer, []).append(point)
                 losses[event.step] = event.loss
                 if event.resizes:
                     changes.append(_change(event))
