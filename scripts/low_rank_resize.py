@@ -67,7 +67,7 @@ class Run:
         other = copy.copy(self)
         other.model = copy.deepcopy(self.model)
         other.optimizer = torch.optim.AdamW(other.model.parameters(), lr=1e-3, weight_decay=0.01)
-        other.optimizer.load_state_dict(self.optimizer.state_dict())
+        other.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
         other.generator = torch.Generator()
         other.generator.set_state(self.generator.get_state())
         return other

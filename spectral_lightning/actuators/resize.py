@@ -18,7 +18,7 @@ from spectral_lightning.nn import LowRankLinear
 
 Moments = Literal["carry", "carry_second", "reset"]
 """What becomes of an optimizer's running means: all follow the factors; the second moments do, and
-the first begin at zero; all of this layer begin at zero."""
+the first begin at zero; this layer's optimizer state begins anew."""
 
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
 
@@ -174,7 +174,7 @@ def regauge_(
 
     Gradients are linear in the factors' transforms, so that first moments follow exactly: as if all
     gradients had been taken in the new form. Second moments follow as if the deviations of the
-    gradient's entries from their mean were uncorrelated. Step counts stay.
+    gradient's entries from their mean were uncorrelated. Step counts stay, except in a reset.
 
     Args:
         layer: Layer; overwritten, its rank becomes the number of new components that are not zero.
@@ -201,12 +201,12 @@ def regauge_(
         if parameter.grad is not None:
             _map_(parameter.grad, other, is_left)
         state = {} if optimizer is None else optimizer.state.get(parameter, {})
-        present = [name for name in SECOND_MOMENTS if state.get(name) is not None]
-        for name in present:
-            assert optimizer is not None
-            if moments == "reset":
-                state[name].zero_()
-            else:
+        if moments == "reset":
+            _forget_(state)
+            continue
+        for name in SECOND_MOMENTS:
+            if state.get(name) is not None:
+                assert optimizer is not None
                 _map_second_(optimizer, parameter, state, name, other, is_left)
         for name in FIRST_MOMENTS:
             if state.get(name) is not None:
@@ -225,6 +225,15 @@ def _states(
     for parameter in (layer.left_factor, layer.right_factor):
         if optimizer is not None and parameter in optimizer.state:
             yield parameter, optimizer.state[parameter]
+
+
+def _forget_(state: dict[str, Any]) -> None:
+    """Begin anew, step count included: with it alone Adam would divide by means of nothing."""
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            value.zero_()
+        elif name == "step":
+            state[name] = 0
 
 
 def _absorb_gates(layer: LowRankLinear, optimizer: Optimizer | None) -> None:

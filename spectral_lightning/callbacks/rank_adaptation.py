@@ -5,7 +5,7 @@ Lives here: hooks. Does not live here: the decision (`control`), the resize and 
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, get_args
 
 import lightning.pytorch as pl
@@ -23,6 +23,12 @@ from spectral_lightning.actuators import (
 from spectral_lightning.callbacks.base import SpectralCallback, other_callbacks, shared_layers
 from spectral_lightning.callbacks.rank_layer import RankLayer, Shrink, components_of
 from spectral_lightning.callbacks.rank_log import RankLog
+from spectral_lightning.callbacks.rank_reading import (
+    moment_of,
+    optimizer_of,
+    read_layers,
+    shared,
+)
 from spectral_lightning.control import (
     EnergyController,
     RankController,
@@ -139,7 +145,7 @@ class RankAdaptation(SpectralCallback):
                 )
         targets = [self.spectra.targets[name] for name in self.names]
         self._layers = {
-            target.name: RankLayer(target, _optimizer_of(target.module, trainer.optimizers))
+            target.name: RankLayer(target, optimizer_of(target.module, trainer.optimizers))
             for target in targets
             if isinstance(target.module, LowRankLinear) and target.trainable
         }
@@ -205,7 +211,7 @@ class RankAdaptation(SpectralCallback):
             if layer.fade is not None and layer.advance_fade(step, self.fade_steps):
                 keep, layer.fade = layer.fade.keep, None
                 found = best_components(layer.module, keep)
-                layer.shrink(self._shared(trainer, found), self.moments)
+                layer.shrink(shared(trainer, found), self.moments)
                 self.spectra.forget(name)
         if self._is_check(step):
             self._check(trainer, step)
@@ -248,24 +254,30 @@ class RankAdaptation(SpectralCallback):
         return step > self._checked and is_due(self.every_n_steps, step, self._checked)
 
     def _due(self, step: int) -> dict[str, RankLayer]:
-        return {
-            name: layer
-            for name, layer in self._layers.items()
-            if layer.fade is None and self.controller.is_due(layer.state, step)
-        }
+        still = {name: layer for name, layer in self._layers.items() if layer.fade is None}
+        if self.controller.is_global and len(still) < len(self._layers):
+            return {}  # what fades is not free yet
+        return {n: layer for n, layer in still.items() if self.controller.is_due(layer.state, step)}
 
     def _check(self, trainer: pl.Trainer, step: int) -> None:
         """Measure what is due, decide for all at once, and carry it out; the same on all ranks."""
         start = time.perf_counter()
         self._unhook()
         due = self._due(step)
-        readings, skipped = self._read(trainer, step, due)
+        readings, skipped = read_layers(trainer, step, due)
         states = {name: layer.state for name, layer in self._layers.items()}
         decisions = self.controller.update(states, readings)
         kept: dict[str, float] = {}
-        for name, decision in decisions.items():
-            layer = self._layers[name]
+        for name, decision in list(decisions.items()):
+            layer, grows = self._layers[name], decision.rank > readings[name].rank
+            if grows and kept and self.controller.is_global and self.shrink == "fade":
+                # What it is to grow by is not free before the others have faded: asked again then.
+                decisions[name] = decision._replace(rank=readings[name].rank)
+                continue
             layer.state = decision.state
+            if name in skipped:
+                del decisions[name]
+                continue
             share = self._carry_out(trainer, layer, readings[name], decision)
             if share is not None:
                 kept[name] = share
@@ -276,35 +288,6 @@ class RankAdaptation(SpectralCallback):
             milliseconds = 1e3 * (time.perf_counter() - start)
             self._log.checked(trainer, readings, decisions, kept, self._loss, milliseconds)
             self._log.skipped(skipped, step)
-
-    def _read(
-        self, trainer: pl.Trainer, step: int, due: Mapping[str, RankLayer]
-    ) -> tuple[dict[str, RankReading], dict[str, str]]:
-        """Readings of the layers that are due, and why there is none of some."""
-        readings: dict[str, RankReading] = {}
-        skipped: dict[str, str] = {}
-        for name, layer in due.items():
-            module, growth = layer.module, None
-            if layer.probe is not None and layer.probe.num_steps:
-                growth = float(layer.probe.lift())
-            try:
-                found = best_components(
-                    module, module.rank, moment=self._moment(trainer, layer), is_balanced=False
-                )
-            except ValueError as error:
-                skipped[name] = str(error)
-                continue
-            values, growth = trainer.strategy.broadcast((found.values.tolist(), growth))
-            rank, shape = module.rank, layer.target.shape
-            readings[name] = RankReading(
-                step=step,
-                shape=shape,
-                rank=rank,
-                capacity=module.capacity,
-                values=values,
-                growth=growth,
-            )
-        return readings, skipped
 
     def _carry_out(
         self, trainer: pl.Trainer, layer: RankLayer, reading: RankReading, decision: RankDecision
@@ -321,11 +304,11 @@ class RankAdaptation(SpectralCallback):
         self.spectra.forget(layer.target.name)
         if decision.rank > module.rank:
             rows = fresh_rows(module, decision.rank - module.rank, directions=directions)
-            grow_(module, layer.optimizer, self._shared(trainer, [rows])[0])
+            grow_(module, layer.optimizer, shared(trainer, [rows])[0])
             return None
-        moment = self._moment(trainer, layer)
+        moment = moment_of(trainer, layer)
         found = components_of(layer, decision.rank, moment, self.shrink)
-        found = self._shared(trainer, found)
+        found = shared(trainer, found)
         if self.shrink == "cut":
             layer.shrink(found, self.moments)
         else:
@@ -345,31 +328,7 @@ class RankAdaptation(SpectralCallback):
                 seed = 100_003 * step + number
                 layer.probe = GrowthProbe(module, self.probes, seed=seed)
 
-    def _moment(self, trainer: pl.Trainer, layer: RankLayer) -> Tensor | None:
-        """Second moment of a layer's hidden activations over all ranks' inputs."""
-        if layer.moment is None or trainer.world_size == 1:
-            return layer.moment
-        total: Tensor = trainer.strategy.reduce(layer.moment, reduce_op="sum")
-        return total
-
-    def _shared(self, trainer: pl.Trainer, found: Any) -> Any:
-        """Tensors of rank 0: decompositions may differ in their last digits, and in signs."""
-        if trainer.world_size == 1:
-            return found
-        parts = trainer.strategy.broadcast([part.cpu() for part in found])
-        moved = [new.to(old.device) for new, old in zip(parts, found, strict=True)]
-        return moved if isinstance(found, list) else type(found)(*moved)
-
     def _unhook(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-
-
-def _optimizer_of(module: LowRankLinear, optimizers: Sequence[Any]) -> Any:
-    """Optimizer that trains a layer's factors; None if none does."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            if any(own is module.left_factor for own in group["params"]):
-                return optimizer
-    return None

@@ -74,7 +74,7 @@ class RankLog:
                 stable_rank=_stable_rank(reading),
                 energy_kept=kept.get(name),
                 loss=loss,
-                milliseconds=milliseconds / len(decisions),
+                milliseconds=milliseconds / max(1, len(readings)),
             )
             if self._writer is not None:
                 self._writer.append(found)

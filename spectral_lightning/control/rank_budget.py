@@ -3,13 +3,14 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from spectral_lightning.control.rank_control import RankController
 from spectral_lightning.control.rank_offers import LayerWorth, allot, cut, trade
 from spectral_lightning.control.ranks import RankDecision, RankReading, RankState, RankVerdict
 
-RETRY_PAUSES = 16
-"""Cool-downs before a layer buys again whose last change took back the one before; by hand."""
+TURN_INTERVALS = 50
+"""Shortest intervals between two turns of a layer: at most one in 50 updates. Set by hand."""
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
@@ -22,9 +23,9 @@ class BudgetAllocator(RankController):
     nothing while the growth lift is below its threshold or not measured.
 
     An update buys single quanta, the best first: from what is free of the budget, or from other
-    layers if the gain is above ``1 + hysteresis`` times their loss. A layer whose last change
-    took back the one before waits 16 times as long before it buys again. All layers are checked
-    together.
+    layers if the gain is above ``1 + hysteresis`` times their loss. A layer turns from buying to
+    selling, or back, at most once in the time of 50 shortest intervals, because what a quantum will
+    be worth is a guess. All layers are checked together.
 
     The budget holds after every update. Ranks that exceed it, at the start or because a run goes on
     with a smaller one, are cut at once, whatever the clock says, but not below ``clock.rank_min``.
@@ -46,6 +47,7 @@ class BudgetAllocator(RankController):
         {'sharp': 8, 'flat': 16}
     """
 
+    is_global: ClassVar[bool] = True
     budget: float
     """Parameters (or multiplications per token) of all layers together: a number above 1, or a
     share in (0, 1] of what they would be as dense matrices."""
@@ -123,16 +125,17 @@ class BudgetAllocator(RankController):
             )
         memory = {name: states.get(name, RankState()) for name in readings}
         now = {name: reading.rank for name, reading in readings.items()}
-        sellers = [
+        movable = [
             name
             for name, reading in readings.items()
             if not reading.failure and self.clock.hold(memory[name], reading.step) is None
         ]
         layers, allowance = self._layers(readings), self.allowance(readings)
-        inside = now | {n: self.clock.move(now[n], now[n], readings[n].capacity) for n in sellers}
+        inside = now | {n: self.clock.move(now[n], now[n], readings[n].capacity) for n in movable}
         fitting = cut(layers, inside, allowance)
-        sellers = [name for name in sellers if fitting[name] == now[name]]
-        buyers = [name for name in sellers if self._may_buy(memory[name], readings[name].step)]
+        traders = [n for n in movable if fitting[n] == now[n]]
+        sellers = [n for n in traders if self._may_move(memory[n], readings[n].step, -1)]
+        buyers = [n for n in traders if self._may_move(memory[n], readings[n].step, 1)]
         ranks = trade(layers, fitting, sellers, buyers, allowance, 1 + self.hysteresis)
         over = {name for name in now if fitting[name] < inside[name]}
         return self._decisions(memory, readings, ranks, over)
@@ -176,9 +179,10 @@ class BudgetAllocator(RankController):
         blocked = RankVerdict.NO_ROOM if wanted > rank else RankVerdict.IN_DEADBAND
         return self.clock.hold(state, reading.step) or blocked
 
-    def _may_buy(self, state: RankState, step: int) -> bool:
-        pause = RETRY_PAUSES * max(self.clock.cooldown_steps, self.clock.interval)
-        return not state.num_reversals or step - (state.changed or 0) >= pause
+    def _may_move(self, state: RankState, step: int, direction: int) -> bool:
+        if state.turned is None or direction * state.direction >= 0:
+            return True
+        return step - state.turned >= TURN_INTERVALS * self.clock.interval
 
     def _floor(self, reading: RankReading) -> int:
         return self.clock.bounds(reading.capacity)[0]

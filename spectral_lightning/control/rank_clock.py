@@ -164,6 +164,7 @@ class RankClock:
             changed=reading.step,
             votes=0,
             direction=direction,
+            turned=reading.step if reverses else state.turned,
             num_reversals=state.num_reversals + 1 if reverses else 0,
             num_changes=state.num_changes + 1,
         )

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from spectral_lightning.control.rank_clock import RankClock
 from spectral_lightning.control.ranks import RankDecision, RankReading, RankState, RankVerdict
@@ -15,6 +15,8 @@ DEFAULT_CLOCK = RankClock()
 class RankController(ABC):
     """Decides the ranks of all layers at once; pure, so that it decides the same on all ranks."""
 
+    is_global: ClassVar[bool] = False
+    """Whether a decision needs the readings of all layers at once."""
     clock: RankClock = DEFAULT_CLOCK
     """When ranks may change, how far, and how often layers are checked."""
 

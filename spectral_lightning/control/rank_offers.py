@@ -69,11 +69,22 @@ class LayerWorth:
         last, factor = self.tail
         return known + absent * last * factor ** ((high - 1 - present) // self.clock.quantum + 1)
 
+    @cached_property
+    def offers(self) -> dict[tuple[int, int], Offer | None]:
+        """What `offer` has found so far, because a trade asks again and again."""
+        return {}
+
     def offer(self, rank: int, direction: int) -> Offer | None:
         """The next quantum up (1) or down (-1) from a rank; None at a bound.
 
         Nothing is known of a layer whose reading failed: its quanta count as priceless.
         """
+        key = rank, direction
+        if key not in self.offers:
+            self.offers[key] = self._offer(rank, direction)
+        return self.offers[key]
+
+    def _offer(self, rank: int, direction: int) -> Offer | None:
         new = self.clock.neighbour(rank, direction, self.reading.capacity)
         if new == rank:
             return None

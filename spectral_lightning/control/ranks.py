@@ -100,6 +100,8 @@ class RankState:
     """Checks in a row that asked for growth (positive) or for shrinking (negative)."""
     direction: int = 0
     """1 if the last change was a growth, -1 if it was not, 0 if there was none."""
+    turned: int | None = None
+    """Optimizer step of the last change that went against the one before."""
     num_reversals: int = 0
     """Changes in a row that took the one before back; where the need is constant, too many."""
     num_changes: int = 0

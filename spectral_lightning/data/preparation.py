@@ -1,19 +1,14 @@
 """From documents to token shards in the cache, once per text and vocabulary.
 
 The cache is content-addressed: a folder's name is a digest of the text and of everything else that
-decides the tokens. A folder appears under its name in one step when it is complete, so readers
-never see half of it, and processes that build the same text at the same time do not disturb each
-other: the first one wins.
+decides the tokens. How a folder comes to be is the matter of `cache`.
 """
 
 import hashlib
 import json
-import secrets
-import shutil
 import sys
-import warnings
 import zlib
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,6 +17,7 @@ import tokenizers
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from spectral_lightning.data.cache import fill_folder
 from spectral_lightning.data.shards import ShardInfo, ShardWriter, TokenShard
 from spectral_lightning.data.sources import Source, Sources
 from spectral_lightning.data.splits import DocumentSplits
@@ -85,22 +81,7 @@ def prepare_text(sources: Sources, settings: TextSettings, cache_dir: Path) -> P
             stand in the evaluation text as well.
     """
     folder = cache_dir / _key(sources, settings)
-    if folder.exists():
-        if (reason := _damage(folder)) is None:
-            return load_text(folder)
-        warnings.warn(f"The token cache is built again: {reason}.", stacklevel=2)
-    building = cache_dir / f"{folder.name}.{secrets.token_hex(8)}"
-    try:
-        building.mkdir(parents=True)
-    except OSError as error:
-        raise ValueError(
-            f"`cache_dir` must be a folder that can be written, got {cache_dir} ({error})."
-        ) from error
-    try:
-        _build(sources, settings, building)
-        _publish(building, folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    fill_folder(folder, lambda building: _build(sources, settings, building), _damage)
     return load_text(folder)
 
 
@@ -141,16 +122,6 @@ def _damage(folder: Path) -> str | None:
         return f"{folder} cannot be read ({error})"
     reasons = (shard.damage(deep=True) for shard in text.shards.values())
     return next((reason for reason in reasons if reason is not None), None)
-
-
-def _publish(building: Path, folder: Path) -> None:
-    """Give a complete folder its name, unless another process was faster."""
-    if folder.exists() and _damage(folder) is not None:
-        # Renamed first: removal takes time, and nobody may open a folder that is half gone.
-        with suppress(FileNotFoundError):
-            shutil.rmtree(folder.rename(f"{building}.damaged"))
-    with suppress(OSError):  # the target exists and is not empty: someone else's equal result
-        building.rename(folder)
 
 
 def _build(sources: Sources, settings: TextSettings, folder: Path) -> None:

@@ -25,6 +25,16 @@ def file_format(path: Path) -> str | None:
     return None
 
 
+def open_text(path: Path) -> TextIO:
+    """Open a text file for reading, unpacking what ends in ``.xz`` or ``.gz``."""
+    # "utf-8-sig" drops the byte order mark that some editors put in front.
+    if path.suffix.lower() == ".xz":
+        return lzma.open(path, "rt", encoding="utf-8-sig")
+    if path.suffix.lower() == ".gz":
+        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8-sig"))
+    return path.open(encoding="utf-8-sig")
+
+
 def read_documents(path: Path, text_column: str) -> Iterator[str]:
     """Yield the documents of one file; blank ones are left out.
 
@@ -42,7 +52,7 @@ def read_documents(path: Path, text_column: str) -> Iterator[str]:
         if file_format(path) == "parquet":
             yield from _read_parquet(path, text_column)
             return
-        with _open_text(path) as file:
+        with open_text(path) as file:
             if file_format(path) == "jsonl":
                 yield from _read_json_lines(file, path, text_column)
             else:
@@ -75,15 +85,6 @@ def require_text(text: object, place: str, text_column: str) -> str:
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ValueError(f"Text must be valid Unicode, but {place} holds half a surrogate pair.")
     return text
-
-
-def _open_text(path: Path) -> TextIO:
-    # "utf-8-sig" drops the byte order mark that some editors put in front.
-    if path.suffix.lower() == ".xz":
-        return lzma.open(path, "rt", encoding="utf-8-sig")
-    if path.suffix.lower() == ".gz":
-        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8-sig"))
-    return path.open(encoding="utf-8-sig")
 
 
 def _read_json_lines(file: TextIO, path: Path, text_column: str) -> Iterator[str]:

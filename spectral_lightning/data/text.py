@@ -1,28 +1,25 @@
 """The data module for language models: any text in, windows of tokens out."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import lightning.pytorch as pl
-import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from tokenizers import Tokenizer
 from torch import Tensor
-from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from spectral_lightning.data.base import WindowedDataModule
 from spectral_lightning.data.preparation import (
     PreparedText,
     TextSettings,
     load_text,
     prepare_text,
 )
+from spectral_lightning.data.shards import TokenShard
 from spectral_lightning.data.sources import Sources, open_sources
 from spectral_lightning.data.tokenizer import check_vocab_size, parse_tokenizer
-from spectral_lightning.data.windows import ResumableLoader, TokenWindows, WindowSampler
 
 
 def default_cache_dir() -> Path:
@@ -31,7 +28,7 @@ def default_cache_dir() -> Path:
     return Path(root).expanduser() / "spectral_lightning"
 
 
-class TextDataModule(pl.LightningDataModule):
+class TextDataModule(WindowedDataModule):
     """Windows of tokens from any text, for training and evaluating language models.
 
     A batch is one tensor ``tokens`` of shape ``(batch_size, sequence_len + 1)``, int64: inputs are
@@ -91,35 +88,22 @@ class TextDataModule(pl.LightningDataModule):
         config_name: str | None = None,
         cache_dir: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            sequence_len=sequence_len, batch_size=batch_size, seed=seed, num_workers=num_workers
+        )
         check_vocab_size(vocab_size)
-        for name, value, low in (
-            ("sequence_len", sequence_len, 1),
-            ("batch_size", batch_size, 1),
-            ("seed", seed, 0),
-            ("num_workers", num_workers, 0),
-        ):
-            if value < low:
-                raise ValueError(f"`{name}` must be >= {low}, got {value}.")
         if not 0 < valid_fraction < 1:
             raise ValueError(f"`valid_fraction` must be in (0, 1), got {valid_fraction}.")
         self.source = source
         self.vocab_size = vocab_size
-        self.sequence_len = sequence_len
-        self.batch_size = batch_size
         self.valid_source = valid_source
         self.test_source = test_source
         self.valid_fraction = valid_fraction
-        self.seed = seed
-        self.num_workers = num_workers
         self.tokenizer_file = tokenizer
         self.text_column = text_column
         self.config_name = config_name
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self._text: PreparedText | None = None
-        self._folder: str | None = None
-        self._train_loader: ResumableLoader | None = None
-        self._train_state: dict[str, Any] = {}
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -140,7 +124,7 @@ class TextDataModule(pl.LightningDataModule):
         if self._text is not None:
             return
         text = prepare_text(self._sources(), self._settings(), self.cache_dir / "text")
-        self._folder = text.folder.name
+        self.folder = text.folder.name
         train, valid = text.shards["train"].info, text.shards["valid"].info
         rank_zero_info(
             f"Text: {train.num_tokens:,} training tokens of {train.num_documents:,} documents"
@@ -149,74 +133,10 @@ class TextDataModule(pl.LightningDataModule):
         )
 
     @override
-    def setup(self, stage: str) -> None:
-        """Open the tokens that `prepare_data` made, on every rank.
-
-        Raises:
-            RuntimeError: If `prepare_data` has not run.
-            ValueError: If the training text is shorter than one window.
-        """
-        if stage == TrainerFn.FITTING:
-            self._train_state, self._train_loader = {}, None
-        # Only the process that prepared the text knows the name of its folder.
-        if self.trainer is not None:
-            self._folder = self.trainer.strategy.broadcast(self._folder)
-        if self._folder is None:
-            raise RuntimeError("`prepare_data` must be called before `setup`.")
-        self._text = load_text(self.cache_dir / "text" / self._folder)
-        num_tokens = len(self._text.shards["train"])
-        if num_tokens <= self.sequence_len:
-            raise ValueError(
-                f"`sequence_len` must be at most {num_tokens - 1} for this text of {num_tokens}"
-                f" tokens, got {self.sequence_len}."
-            )
-
-    @override
-    def train_dataloader(self) -> ResumableLoader:
-        """Return a loader of full batches that continues where a resumed run left off."""
-        windows = TokenWindows(self._prepared().shards["train"], self.sequence_len, full=True)
-        sampler = WindowSampler(
-            windows, batch_size=self.batch_size, shuffle=True, seed=self.seed, **self._ranks()
-        )
-        loader = ResumableLoader(windows, sampler=sampler, **self._loader_options())
-        loader.load_state_dict(self._train_state)
-        self._train_state, self._train_loader = {}, loader
-        return loader
-
-    @override
-    def val_dataloader(self) -> DataLoader[Tensor]:
-        """Return a loader over the validation text in reading order."""
-        return self._evaluation_loader("valid")
-
-    @override
-    def test_dataloader(self) -> DataLoader[Tensor]:
-        """Return a loader over the test text, or over the validation text if there is none."""
-        return self._evaluation_loader("test")
-
-    @override
-    def predict_dataloader(self) -> DataLoader[Tensor]:
-        """Return the loader for testing."""
-        return self._evaluation_loader("test")
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position in the training text as plain numbers.
-
-        Lightning keeps a loader's own state as well, but restores it only if nothing has asked
-        for the number of training steps before, which most learning-rate schedules do.
-        """
-        return {} if self._train_loader is None else self._train_loader.state_dict()
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the position in the training text; ignored when a run only evaluates."""
-        if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
-            return
-        # Sharded strategies restore after the loader was made, the others before.
-        if self._train_loader is None:
-            self._train_state = state_dict
-        else:
-            self._train_loader.load_state_dict(state_dict)
+    def open_tokens(self, folder: str) -> Mapping[str, TokenShard]:
+        """Open the tokens of all splits."""
+        self._text = load_text(self.cache_dir / "text" / folder)
+        return self._text.shards
 
     def _prepared(self) -> PreparedText:
         if self._text is None:
@@ -259,24 +179,3 @@ class TextDataModule(pl.LightningDataModule):
         return TextSettings(
             vocab_size=self.vocab_size, valid_fraction=self.valid_fraction, tokenizer=content
         )
-
-    def _ranks(self) -> dict[str, int]:
-        """Return which share of the data this process takes; all of it without a Trainer."""
-        options = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
-        return options or {}
-
-    def _loader_options(self) -> dict[str, Any]:
-        return {
-            "batch_size": self.batch_size,
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-            # A private generator: a loader without one draws a number from the global source.
-            "generator": torch.Generator(),
-        }
-
-    def _evaluation_loader(self, split: str) -> DataLoader[Tensor]:
-        shards = self._prepared().shards
-        windows = TokenWindows(shards.get(split, shards["valid"]), self.sequence_len, full=False)
-        sampler = WindowSampler(windows, batch_size=self.batch_size, shuffle=False, **self._ranks())
-        return DataLoader(windows, sampler=sampler, **self._loader_options())

@@ -223,6 +223,10 @@ def test_running_means_can_begin_anew():
     assert not state["exp_avg_sq"][:, 4:].any()
     shrink_(layer, optimizer, 3, moments="reset")
     assert not state["exp_avg_sq"].any()
+    assert state["step"] == 0
+    before = layer.left_factor.detach().clone()
+    step(layer, optimizer, 7)  # a first step of Adam is as long as its rate
+    assert (layer.left_factor - before)[:, :3].abs().max() <= 1.01e-2 + 1e-4
 
 
 def test_muon_trains_factors_through_a_change_of_rank():

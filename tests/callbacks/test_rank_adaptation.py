@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from spectral_lightning.callbacks import RankAdaptation
-from spectral_lightning.control import EnergyController, StableRankController
+from spectral_lightning.control import BudgetAllocator, EnergyController, StableRankController
+from spectral_lightning.nn import factorize
 from spectral_lightning.spectra import RankCheck, SkippedCheck, read_rank_events
 from spectral_lightning.testing.ranks import EVERY_STEP, Plan, low_rank_task
 from spectral_lightning.testing.tasks import TinyNetwork, TinyTask
@@ -237,8 +239,6 @@ def test_the_rank_that_a_teacher_needs_is_found_from_above_and_from_below(fit):
     class Teacher(TinyTask):
         def __init__(self, rank):
             net = nn.Sequential(nn.Linear(40, 40, bias=False))
-            from spectral_lightning.nn import factorize
-
             factorize(net, rank=rank, capacity=24)
             super().__init__(net, num_batches=100_000, lr=3e-3)
             generator = torch.Generator().manual_seed(1)
@@ -251,8 +251,6 @@ def test_the_rank_that_a_teacher_needs_is_found_from_above_and_from_below(fit):
             return nn.functional.mse_loss(self.net(x), x @ self.weight.mT)
 
     clock = EnergyController().clock
-    from dataclasses import replace
-
     clock = replace(
         clock,
         warmup_steps=100,
@@ -271,6 +269,18 @@ def test_the_rank_that_a_teacher_needs_is_found_from_above_and_from_below(fit):
         task = Teacher(start)
         fit(callback, task=task, max_steps=1500, limit_val_batches=0)
         assert abs(callback.ranks["net.0"] - 8) <= 4, callback.ranks
+
+
+@pytest.mark.parametrize("shrink", ["cut", "fade"])
+def test_a_budget_is_never_exceeded_once_it_is_met(fit, shrink):
+    clock = replace(EVERY_STEP, quantum=2, rank_min=2, interval=4, interval_max=4)
+    controller = BudgetAllocator(budget=0.3, clock=clock, growth_threshold=1.0)
+    look = Look("net.[25]", controller, 4, shrink, fade_steps=4, probe_steps=3)
+    fit(look, task=low_rank_task(num_batches=80), max_steps=60)
+    spent = {step: 80 * sum(ranks.values()) for step, ranks in look.seen.items()}
+    met = 4 if shrink == "cut" else 8
+    assert all(cost <= 0.3 * 2 * 40 * 40 for step, cost in spent.items() if step >= met)
+    assert spent[3] > 0.3 * 2 * 40 * 40
 
 
 def test_without_low_rank_layers_there_is_a_warning(fit):

@@ -9,11 +9,11 @@ import torch
 import yaml
 from torch import nn
 
-from spectral_lightning.callbacks import ASSR, SpectralMonitor, SVDModeSwitch
+from spectral_lightning.callbacks import ASSR, RankAdaptation, SpectralMonitor, SVDModeSwitch
 from spectral_lightning.cli.entry import main
 from spectral_lightning.cli.main import SpectralCLI
-from spectral_lightning.data import TextDataModule
-from spectral_lightning.models import GPT
+from spectral_lightning.data import TextDataModule, TokenFileDataModule
+from spectral_lightning.models import GPT, LowRankTransformer
 from spectral_lightning.tasks import LanguageModeling
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -26,7 +26,9 @@ pytestmark = [
 
 
 def files_of(config):
-    """What has to be given together: controllers are added to what trains something."""
+    """What has to be given together: some are added to what trains something."""
+    if config.stem == "lowrank_dense":
+        return [config.with_stem("lowrank_adaptive"), config]
     return [QUICKSTART, config] if config.stem.startswith(("assr_", "svd_")) else [config]
 
 
@@ -36,18 +38,22 @@ def test_a_configuration_builds_what_it_names(config, tmp_path):
         *(f"--config={path}" for path in files_of(config)),
         "--model.model.depth=1",
         f"--data.cache_dir={tmp_path}",
+        *(["--data.source=text.txt"] if config.stem.startswith("lowrank_v") else []),
     ]
     cli = SpectralCLI([*args, f"--trainer.logger.save_dir={tmp_path}"], run=False)
     assert isinstance(cli.model, LanguageModeling)
-    assert isinstance(cli.model.model, GPT)
-    assert isinstance(cli.datamodule, TextDataModule)
-    assert any(isinstance(callback, SpectralMonitor) for callback in cli.trainer.callbacks)
-    has_assr = any(isinstance(callback, ASSR) for callback in cli.trainer.callbacks)
-    assert has_assr == config.stem.startswith("assr_")
-    has_svd = any(isinstance(callback, SVDModeSwitch) for callback in cli.trainer.callbacks)
-    assert has_svd == config.stem.startswith("svd_")
-    assert cli.model.model.vocab_size == cli.datamodule.vocab_size
     assert cli.model.model.sequence_len == cli.datamodule.sequence_len
+    kinds = {type(callback) for callback in cli.trainer.callbacks}
+    assert (ASSR in kinds) == config.stem.startswith("assr_")
+    assert (SVDModeSwitch in kinds) == config.stem.startswith("svd_")
+    is_low_rank = config.stem.startswith("lowrank_")
+    assert (RankAdaptation in kinds) == (is_low_rank and config.stem != "lowrank_dense")
+    assert (SpectralMonitor in kinds) == (not is_low_rank)
+    assert isinstance(cli.model.model, LowRankTransformer if is_low_rank else GPT)
+    reads_one_file = config.stem.startswith("lowrank_v")
+    assert isinstance(cli.datamodule, TokenFileDataModule if reads_one_file else TextDataModule)
+    if not reads_one_file:
+        assert cli.model.model.vocab_size == cli.datamodule.vocab_size
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)

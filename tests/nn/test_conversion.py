@@ -148,7 +148,7 @@ def test_a_wrong_conversion_is_refused(options, message):
 def test_a_tied_head_is_refused():
     model = nn.ModuleDict({"wte": nn.Embedding(10, 8), "head": nn.Linear(8, 10, bias=False)})
     model["head"].weight = model["wte"].weight
-    with pytest.raises(ValueError, match="must leave out what shares its weight .* got 'head'"):
+    with pytest.raises(ValueError, match=r"must leave out what shares its weight .* got 'head'"):
         factorize(model, rank=2)
 
 

@@ -155,9 +155,7 @@ def test_run_without_an_end_cannot_warm_down(make_trainer, make_data, make_bigra
     with pytest.raises(ValueError, match="`warmdown_fraction` must be 0 in a run without an end"):
         trainer.fit(LanguageModeling(make_bigram()), make_data())
     task = LanguageModeling(make_bigram(), sgd, warmup_steps=2, warmdown_fraction=0.0)
-    seen = rates(
-        make_trainer, make_data, task, max_time={"seconds": 1}, enable_progress_bar=False
-    )
+    seen = rates(make_trainer, make_data, task, max_time={"seconds": 1}, enable_progress_bar=False)
     assert seen[:3] == [0.5, 1.0, 1.0]
 
 
