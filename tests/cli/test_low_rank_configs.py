@@ -102,6 +102,15 @@ def test_every_flag_of_the_original_has_an_option_with_its_default(tmp_path, ver
         assert default is None or found == default, flag
 
 
+def test_the_readme_maps_every_flag():
+    rows = [r for r in (CONFIGS.parent / "README.md").read_text().splitlines() if r.startswith("|")]
+    for version, flags in FLAGS.items():
+        for flag, (option, _) in flags.items():
+            (row,) = (row for row in rows if f"`{flag}`" in row.split("|")[1])
+            name = option.rpartition(".")[2]
+            assert name in row.split("|")[2], (version, flag)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["v10", "v13", "v18", "adaptive"])
 def test_a_short_run_writes_its_ranks_and_a_checkpoint(tmp_path, version):
