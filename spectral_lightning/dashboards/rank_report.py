@@ -11,8 +11,8 @@ from rich.text import Text
 
 from spectral_lightning.dashboards.table import LayerName, compact, plain_table
 from spectral_lightning.spectra.names import some_names
-from spectral_lightning.spectra.rank_events import strict
 from spectral_lightning.spectra.rank_history import RankHistory, RankPoint
+from spectral_lightning.spectra.run_files import strict
 
 _NUMBERS = (
     "layers",

@@ -9,15 +9,12 @@ The file is strict JSON, one object per line; a NaN or an infinity is written as
 The keys are the fields of `ModeSettings`, `LayerAnalysis` and `SkippedAnalysis`.
 """
 
-import json
-import math
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from spectral_lightning.spectra.run_files import set_aside
+from spectral_lightning.spectra.run_files import EventFormat, EventWriter
 
 MODE_EVENTS_FILE = "svd_mode.jsonl"
 """Name of the file in a run's folder."""
@@ -111,7 +108,7 @@ _KINDS: dict[str, type[ModeEvent]] = {
 }
 
 
-class ModeEventWriter:
+class ModeEventWriter(EventWriter[ModeEvent]):
     """Append events to a file; each is on disk when `append` returns.
 
     Opening an existing file at step 0 sets it aside as another run's; at a later step the run
@@ -127,24 +124,7 @@ class ModeEventWriter:
     """
 
     def __init__(self, path: str | Path, *, step: int = 0) -> None:
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not self.path.exists():
-            return
-        if step == 0:
-            set_aside(self.path)
-            return
-        end = 0
-        for event, behind in _events(self.path):
-            if event.step >= step:
-                break
-            end = behind
-        os.truncate(self.path, end)
-
-    def append(self, *events: ModeEvent) -> None:
-        """Add one line for each event."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(_line(event) for event in events)
+        super().__init__(path, _FORMAT, last=None if step == 0 else step - 1)
 
 
 def read_mode_events(path: str | Path) -> list[ModeEvent]:
@@ -159,39 +139,14 @@ def read_mode_events(path: str | Path) -> list[ModeEvent]:
         ValueError: If a line is not an event; the message has its number.
         OSError: If the file cannot be read.
     """
-    return [event for event, _ in _events(Path(path))]
+    return [event for event, _ in _FORMAT.read(Path(path))]
 
 
-def _line(event: ModeEvent) -> str:
+def _fields(event: ModeEvent) -> dict[str, Any]:
     data = {"event": event.event, **asdict(event)}
-    if isinstance(event, LayerAnalysis):
-        data["loss"] = _number(event.loss)
-        data["measures"] = {name: _number(value) for name, value in event.measures.items()}
     if isinstance(event, ModeSettings):
         data["conditions"] = [condition._asdict() for condition in event.conditions]
-    return json.dumps(data, allow_nan=False, separators=(",", ":")) + "\n"
-
-
-def _number(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _events(path: Path) -> Iterator[tuple[ModeEvent, int]]:
-    """Yield each complete line's event with the offset of the byte behind it."""
-    end = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            end += len(line)
-            try:
-                event = _parse(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"`{path}` must be a file of mode events, but its line {number} is not one"
-                    f" ({type(error).__name__}: {error}). Delete the line or move the file away."
-                ) from error
-            yield event, end
+    return data
 
 
 def _parse(data: dict[str, Any]) -> ModeEvent:
@@ -199,3 +154,6 @@ def _parse(data: dict[str, Any]) -> ModeEvent:
     if kind is ModeSettings:
         data["conditions"] = tuple(Condition(**condition) for condition in data["conditions"])
     return kind(**data)
+
+
+_FORMAT: EventFormat[ModeEvent] = EventFormat(what="mode events", fields=_fields, parse=_parse)

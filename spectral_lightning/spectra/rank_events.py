@@ -12,15 +12,12 @@ is always the number of optimizer steps; a change of rank is the difference of t
 cannot be taken for one.
 """
 
-import json
-import math
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from spectral_lightning.spectra.run_files import set_aside
+from spectral_lightning.spectra.run_files import EventFormat, EventWriter
 
 RANK_EVENTS_FILE = "rank_events.jsonl"
 """Name of the file in a run's folder."""
@@ -131,7 +128,7 @@ _KINDS: dict[str, type[RankEvent]] = {
 }
 
 
-class RankEventWriter:
+class RankEventWriter(EventWriter[RankEvent]):
     """Append events to a file; each is on disk when `append` returns.
 
     Opening an existing file at step 0 sets it aside as another run's; at a later step the run
@@ -148,25 +145,7 @@ class RankEventWriter:
     """
 
     def __init__(self, path: str | Path, *, step: int = 0) -> None:
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not self.path.exists():
-            return
-        if step == 0:
-            set_aside(self.path)
-            return
-        end = 0
-        for event, behind in _events(self.path):
-            if event.step > step:
-                break
-            end = behind
-        os.truncate(self.path, end)
-
-    def append(self, *events: RankEvent) -> None:
-        """Add one line for each event."""
-        lines = [_line(event) for event in events]
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(lines)
+        super().__init__(path, _FORMAT, last=step or None)
 
 
 def read_rank_events(path: str | Path) -> list[RankEvent]:
@@ -181,46 +160,14 @@ def read_rank_events(path: str | Path) -> list[RankEvent]:
         ValueError: If a line is not an event; the message has its number.
         OSError: If the file cannot be read.
     """
-    return [event for event, _ in _events(Path(path))]
+    return [event for event, _ in _FORMAT.read(Path(path))]
 
 
-def strict(value: Any) -> Any:
-    """Replace numbers that strict JSON cannot hold by None, at any depth.
-
-    Example:
-        >>> strict({"settings": [1.0, math.inf]})
-        {'settings': [1.0, None]}
-    """
-    if isinstance(value, Mapping):
-        return {key: strict(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [strict(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _line(event: RankEvent) -> str:
+def _fields(event: RankEvent) -> dict[str, Any]:
     data = {"event": event.event, **asdict(event)}
     if isinstance(event, RankSettings):
         data["layers"] = {name: size._asdict() for name, size in event.layers.items()}
-    return json.dumps(strict(data), allow_nan=False, separators=(",", ":")) + "\n"
-
-
-def _events(path: Path) -> Iterator[tuple[RankEvent, int]]:
-    """Yield each complete line's event with the offset of the byte behind it."""
-    end = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            end += len(line)
-            try:
-                event = _parse(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f"`{path}` must be a file of rank events, but its line {number} is not one"
-                    f" ({type(error).__name__}: {error}). Delete the line or move the file away."
-                ) from error
-            yield event, end
+    return data
 
 
 def _parse(data: dict[str, Any]) -> RankEvent:
@@ -231,3 +178,6 @@ def _parse(data: dict[str, Any]) -> RankEvent:
             for name, size in data["layers"].items()
         }
     return kind(**data)
+
+
+_FORMAT: EventFormat[RankEvent] = EventFormat(what="rank events", fields=_fields, parse=_parse)

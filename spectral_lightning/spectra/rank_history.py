@@ -18,8 +18,8 @@ from spectral_lightning.spectra.rank_events import (
     RankSettings,
     RankSummary,
     SkippedCheck,
-    strict,
 )
+from spectral_lightning.spectra.run_files import strict
 
 Unit = Literal["epoch", "step"]
 """What a time of a run counts: epochs or optimizer steps."""

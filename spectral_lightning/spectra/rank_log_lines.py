@@ -13,9 +13,9 @@ from spectral_lightning.spectra.rank_events import (
     RankCheck,
     RankEvent,
     RankSettings,
-    strict,
 )
 from spectral_lightning.spectra.rank_history import RankHistory
+from spectral_lightning.spectra.run_files import strict
 
 Script = Literal["v10", "v13", "v15", "v18"]
 """Scripts whose logs can be written."""

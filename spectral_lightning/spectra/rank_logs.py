@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from spectral_lightning.spectra.rank_events import read_rank_events, strict
+from spectral_lightning.spectra.rank_events import read_rank_events
 from spectral_lightning.spectra.rank_history import (
     RankChange,
     RankHistory,
@@ -22,6 +22,7 @@ from spectral_lightning.spectra.rank_history import (
     controller_floor,
     finite,
 )
+from spectral_lightning.spectra.run_files import strict
 
 _V10_LAYERS = ("q", "k", "v", "o", "ffn_up", "ffn_down")  # of each block, in this order
 _CLOCKS = {"v8": "epoch", "v9": "epoch", "v10": "epoch", "v18": "step"}
