@@ -63,8 +63,9 @@ class RankAdaptation(SpectralCallback):
         fade_steps: Optimizer steps that fading takes, at least 1. Set by hand.
         moments: What becomes of the optimizer's running means when ranks change: ``"carry"``,
             ``"carry_second"`` (first moments begin at zero) or ``"reset"``.
-        weigh_outputs: Whether components are judged by what they add to the layer's outputs, which
-            takes its inputs of one optimizer step, instead of to its weight.
+        weigh_outputs: Whether components are counted by how much they make the layer's outputs
+            vary, and dropped such that those change least, which takes the inputs of one optimizer
+            step. If not, by what they add to the weight.
         probes: Unused components that measure the growth lift; 0 for none. Set by hand.
         probe_steps: Optimizer steps over which they do, before each check, at least 2. Set by hand.
 

@@ -43,7 +43,8 @@ class RankLayer:
     optimizer: Optimizer | None
     state: RankState = field(default_factory=RankState)
     moment: Tensor | None = None
-    """Sum of ``h h^T`` over the inputs of one optimizer step; None while it is not measured."""
+    """Sum of ``(h, 1) (h, 1)^T`` over the inputs of one optimizer step: second moments, sums and
+    number of the hidden activations ``h = V x``; None while it is not measured."""
     probe: GrowthProbe | None = None
     fade: Fade | None = None
 
@@ -64,6 +65,7 @@ class RankLayer:
         with torch.no_grad(), torch.autocast(args[0].device.type, enabled=False):
             _, right = gathered_factors(layer)
             hidden = linear(args[0].flatten(0, -2).to(right.dtype), right)
+            hidden = torch.cat([hidden, hidden.new_ones(len(hidden), 1)], dim=1)
             found = hidden.mT @ hidden
             self.moment = found if self.moment is None else self.moment + found
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor
 
 from spectral_lightning.actuators import best_components
@@ -32,9 +33,8 @@ def read_layers(
         if layer.probe is not None and layer.probe.num_steps:
             growth = float(layer.probe.lift())
         try:
-            found = best_components(
-                module, module.rank, moment=moment_of(trainer, layer), is_balanced=False
-            )
+            moment = moment_of(trainer, layer, is_centred=True)
+            found = best_components(module, module.rank, moment=moment, is_balanced=False)
             values = found.values.tolist()
         except ValueError as error:
             values, skipped[name] = [], str(error)
@@ -50,12 +50,25 @@ def read_layers(
     return readings, skipped
 
 
-def moment_of(trainer: pl.Trainer, layer: RankLayer) -> Tensor | None:
-    """Second moment of a layer's hidden activations over the inputs of all ranks."""
-    if layer.moment is None or trainer.world_size == 1:
-        return layer.moment
-    total: Tensor = trainer.strategy.reduce(layer.moment, reduce_op="sum")
-    return total
+def moment_of(trainer: pl.Trainer, layer: RankLayer, *, is_centred: bool = False) -> Tensor | None:
+    """Second moment of a layer's hidden activations over the inputs of all ranks.
+
+    Args:
+        trainer: Trainer.
+        layer: Layer.
+        is_centred: Whether their mean is taken out, which is the same for every input and so tells
+            nothing of what the layer distinguishes.
+
+    Returns:
+        Shape ``(rank, rank)``; None where no inputs were seen.
+    """
+    if layer.moment is None:
+        return None
+    total = layer.moment
+    if trainer.world_size > 1:
+        total = trainer.strategy.reduce(total, reduce_op="sum")
+    moment, sums, number = total[:-1, :-1], total[:-1, -1], total[-1, -1]
+    return (moment - torch.outer(sums, sums) / number if is_centred else moment) / number
 
 
 def shared(trainer: pl.Trainer, found: Any) -> Any:
