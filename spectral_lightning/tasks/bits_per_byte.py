@@ -100,8 +100,9 @@ class BitsPerByte(Metric):
                 f" dimension more, got {tuple(predictions.shape)}."
             )
         num_bytes = counted_bytes(targets, token_bytes)
-        self.nats += torch.where(num_bytes > 0, predictions, 0).sum(dtype=self.nats.dtype)
-        self.num_bytes += num_bytes.sum()
+        counted = torch.where(num_bytes > 0, predictions, 0)
+        self.nats = self.nats + counted.sum(dtype=self.nats.dtype)
+        self.num_bytes = self.num_bytes + num_bytes.sum()
 
     @override
     def compute(self) -> Tensor:
@@ -135,8 +136,9 @@ class TokenLoss(Metric):
             nats: Result of `token_nats`, shape ``(...)``.
             targets: Token ids, shape ``(...)``, int64; -1 is ignored.
         """
-        self.nats += nats.sum(dtype=self.nats.dtype)
-        self.num_tokens += (targets != IGNORED).sum()
+        # Not in place: what `validate` has reset is an inference tensor, which `fit` may not edit.
+        self.nats = self.nats + nats.sum(dtype=self.nats.dtype)
+        self.num_tokens = self.num_tokens + (targets != IGNORED).sum()
 
     @override
     def compute(self) -> Tensor:

@@ -94,6 +94,14 @@ def test_data_without_bytes_still_give_a_loss(make_trainer, make_bigram):
         trainer.predict(task, loader)
 
 
+def test_a_task_can_be_validated_before_it_is_trained(make_trainer, make_data, make_gpt):
+    task, data = LanguageModeling(make_gpt()), make_data()
+    (before,) = make_trainer(max_steps=2).validate(task, data, verbose=False)
+    trainer = make_trainer(max_steps=2, val_check_interval=1, check_val_every_n_epoch=None)
+    trainer.fit(task, data)
+    assert trainer.callback_metrics["valid/loss"] < before["valid/loss"]
+
+
 def rates(make_trainer, make_data, task, **settings):
     """Learning rates of the steps of a run, relative to the first group's setting."""
     seen = []
