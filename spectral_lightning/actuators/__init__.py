@@ -1,6 +1,7 @@
 """In-place edits of weights, each of which states which reading it moves, and which way."""
 
 from spectral_lightning.actuators.apply import add_, relative_size
+from spectral_lightning.actuators.decay import add_frobenius_decay_
 from spectral_lightning.actuators.factored import carry_moments, share_moments
 from spectral_lightning.actuators.growth import GrowthProbe
 from spectral_lightning.actuators.protection import ProtectedPart, first_moments
@@ -30,6 +31,7 @@ __all__ = [
     "Side",
     "SpectralUpdate",
     "add_",
+    "add_frobenius_decay_",
     "best_components",
     "carry_moments",
     "condition_update",

@@ -6,7 +6,7 @@ Lives here: hooks. Does not live here: the decision (`control`), the resize and 
 
 import time
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -16,11 +16,13 @@ from typing_extensions import override
 from spectral_lightning.actuators import (
     GrowthProbe,
     Moments,
+    add_frobenius_decay_,
     best_components,
     fresh_rows,
     grow_,
 )
 from spectral_lightning.callbacks.base import SpectralCallback, other_callbacks, shared_layers
+from spectral_lightning.callbacks.rank_checks import check_settings, refuse_overlap
 from spectral_lightning.callbacks.rank_layer import RankLayer, Shrink, components_of
 from spectral_lightning.callbacks.rank_log import RankLog
 from spectral_lightning.callbacks.rank_reading import (
@@ -68,6 +70,8 @@ class RankAdaptation(SpectralCallback):
             step. If not, by what they add to the weight.
         probes: Unused components that measure the growth lift; 0 for none. Set by hand.
         probe_steps: Optimizer steps over which they do, before each check, at least 2. Set by hand.
+        frobenius_decay: Strength of ``strength / 2 ||U V||_F^2`` in the gradient, in place of an
+            optimizer's weight decay, which favours low rank by itself.
 
     Raises:
         TypeError: If `controller` is no rank controller.
@@ -94,27 +98,25 @@ class RankAdaptation(SpectralCallback):
         weigh_outputs: bool = True,
         probes: int = 8,
         probe_steps: int = 16,
+        frobenius_decay: float = 0.0,
     ) -> None:
         super().__init__(layers, every_n_steps)
         self.controller = EnergyController() if controller is None else controller
-        if not isinstance(self.controller, RankController):
-            raise TypeError(f"`controller` must be a RankController or None, got {controller!r}.")
-        for name, value, known in (("shrink", shrink, Shrink), ("moments", moments, Moments)):
-            if value not in get_args(known):
-                allowed = ", ".join(get_args(known))
-                raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}.")
-        for name, number, least in (
-            ("fade_steps", fade_steps, 1),
-            ("probes", probes, 0),
-            ("probe_steps", probe_steps, 2),
-        ):
-            if number < least:
-                raise ValueError(f"`{name}` must be >= {least}, got {number}.")
+        check_settings(
+            self.controller,
+            shrink,
+            moments,
+            fade_steps=fade_steps,
+            probes=probes,
+            probe_steps=probe_steps,
+            frobenius_decay=frobenius_decay,
+        )
         self.shrink: Shrink = shrink
         self.fade_steps = fade_steps
         self.moments: Moments = moments
         self.weigh_outputs = weigh_outputs
         self.probes, self.probe_steps = probes, probe_steps
+        self.frobenius_decay = frobenius_decay
         self._layers: dict[str, RankLayer] = {}
         self._checked = 0
         self._saved: dict[str, Any] | None = None
@@ -137,13 +139,8 @@ class RankAdaptation(SpectralCallback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._checked = trainer.global_step
-        for other in other_callbacks(self, trainer):
-            both = sorted(set(self.names) & set(other.names))
-            if both and isinstance(other, RankAdaptation):
-                raise ValueError(
-                    "`layers` of several RankAdaptation callbacks must not overlap, got"
-                    f" {both[0]!r} in two; give each its own layers."
-                )
+        others = other_callbacks(self, trainer)
+        refuse_overlap(self.names, [o for o in others if isinstance(o, RankAdaptation)])
         targets = [self.spectra.targets[name] for name in self.names]
         self._layers = {
             target.name: RankLayer(target, optimizer_of(target.module, trainer.optimizers))
@@ -187,8 +184,12 @@ class RankAdaptation(SpectralCallback):
     ) -> None:
         optimizer = getattr(optimizer, "optimizer", optimizer)  # LightningOptimizer
         for layer in self._layers.values():
-            if layer.probe is not None and layer.optimizer is optimizer:
+            if layer.optimizer is not optimizer:
+                continue
+            if layer.probe is not None:
                 layer.probe.take_(layer.module)
+            if self.frobenius_decay > 0:
+                add_frobenius_decay_(layer.module, self.frobenius_decay)
 
     @override
     def on_train_batch_end(

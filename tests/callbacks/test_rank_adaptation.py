@@ -271,6 +271,15 @@ def test_the_rank_that_a_teacher_needs_is_found_from_above_and_from_below(fit):
         assert abs(callback.ranks["net.0"] - 8) <= 4, callback.ranks
 
 
+def test_frobenius_decay_makes_the_products_smaller(fit):
+    norms = []
+    for strength in (0.0, 1.0):
+        task = low_rank_task(num_batches=60)
+        fit(planned({}, frobenius_decay=strength), task=task, max_steps=40)
+        norms.append(task.net[2].spectral_weight().norm().item())
+    assert norms[1] < 0.9 * norms[0]
+
+
 @pytest.mark.parametrize("shrink", ["cut", "fade"])
 def test_a_budget_is_never_exceeded_once_it_is_met(fit, shrink):
     clock = replace(EVERY_STEP, quantum=2, rank_min=2, interval=4, interval_max=4)
@@ -297,6 +306,7 @@ def test_without_low_rank_layers_there_is_a_warning(fit):
         ({"fade_steps": 0}, ValueError, "`fade_steps` must be >= 1, got 0"),
         ({"probes": -1}, ValueError, "`probes` must be >= 0, got -1"),
         ({"probe_steps": 1}, ValueError, "`probe_steps` must be >= 2, got 1"),
+        ({"frobenius_decay": -1.0}, ValueError, r"`frobenius_decay` must be >= 0, got -1\.0"),
         ({"every_n_steps": 0}, ValueError, "`every_n_steps` must be >= 1, got 0"),
     ],
 )
