@@ -122,6 +122,7 @@ class RankAdaptation(SpectralCallback):
         self._saved: dict[str, Any] | None = None
         self._log: RankLog | None = None
         self._handles: list[Any] = []
+        self._watched: set[str] = set()
         self._loss: float | None = None
 
     @property
@@ -174,7 +175,9 @@ class RankAdaptation(SpectralCallback):
     ) -> None:
         if self._handles or not self.weigh_outputs or not self._is_check(trainer.global_step + 1):
             return
-        for layer in self._due(trainer.global_step + 1).values():
+        due = self._due(trainer.global_step + 1)
+        self._watched = set(due)
+        for layer in due.values():
             hook = layer.module.register_forward_pre_hook(layer.watch_inputs)
             self._handles.append(hook)
 
@@ -266,6 +269,10 @@ class RankAdaptation(SpectralCallback):
         start = time.perf_counter()
         self._unhook()
         due = self._due(step)
+        if self.weigh_outputs:  # what has just faded was not watched, and waits for the next check
+            due = {name: layer for name, layer in due.items() if name in self._watched}
+        if not due or (self.controller.is_global and len(due) < len(self._layers)):
+            return
         readings, skipped = read_layers(trainer, step, due)
         states = {name: layer.state for name, layer in self._layers.items()}
         decisions = self.controller.update(states, readings)

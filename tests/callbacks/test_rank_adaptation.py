@@ -91,6 +91,15 @@ def test_fading_components_leave_without_a_jump(fit):
     assert fade.jumps[24, "net.2"] < 0.2 * cut.jumps[4, "net.2"]
 
 
+def test_a_layer_is_judged_by_its_outputs_after_a_fade_too(fit, tmp_path):
+    """The check that falls on the last step of a fade has seen no inputs, and is left out."""
+    logger = CSVLogger(tmp_path)
+    callback = planned({4: 5}, shrink="fade", fade_steps=4, every_n_steps=4, layers="net.2")
+    fit(callback, task=low_rank_task(num_batches=20), max_steps=16, logger=logger)
+    events = read_rank_events(f"{logger.log_dir}/rank_events.jsonl")
+    assert [(e.step, e.rank) for e in events if is_check(e)] == [(4, 8), (12, 5), (16, 5)]
+
+
 @pytest.mark.parametrize("weigh_outputs", [True, False])
 def test_with_known_inputs_the_outputs_change_less(fit, weigh_outputs):
     changes = []
