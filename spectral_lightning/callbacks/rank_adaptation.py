@@ -5,7 +5,7 @@ Lives here: hooks. Does not live here: the decision (`control`), the resize and 
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -67,7 +67,8 @@ class RankAdaptation(SpectralCallback):
             ``"carry_second"`` (first moments begin at zero) or ``"reset"``.
         weigh_outputs: Whether components are counted by how much they make the layer's outputs
             vary, and dropped such that those change least, which takes the inputs of one optimizer
-            step. If not, by what they add to the weight.
+            step. If not, and in layers of ``mode="masked"``, where watching inputs would make
+            `torch.compile` start anew, by what they add to the weight.
         probes: Unused components that measure the growth lift; 0 for none. Set by hand.
         probe_steps: Optimizer steps over which they do, before each check, at least 2. Set by hand.
         frobenius_decay: Strength of ``strength / 2 ||U V||_F^2`` in the gradient, in place of an
@@ -118,11 +119,11 @@ class RankAdaptation(SpectralCallback):
         self.probes, self.probe_steps = probes, probe_steps
         self.frobenius_decay = frobenius_decay
         self._layers: dict[str, RankLayer] = {}
-        self._checked = 0
+        self._checked = self._last = 0
         self._saved: dict[str, Any] | None = None
         self._log: RankLog | None = None
         self._handles: list[Any] = []
-        self._watched: set[str] = set()
+        self._stride = 1  # optimizer steps per batch, more than one with several optimizers
         self._loss: float | None = None
 
     @property
@@ -139,7 +140,8 @@ class RankAdaptation(SpectralCallback):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._checked = trainer.global_step
+        self._checked = self._last = trainer.global_step
+        self._stride = len(trainer.optimizers)
         others = other_callbacks(self, trainer)
         refuse_overlap(self.names, [o for o in others if isinstance(o, RankAdaptation)])
         targets = [self.spectra.targets[name] for name in self.names]
@@ -173,13 +175,13 @@ class RankAdaptation(SpectralCallback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._handles or not self.weigh_outputs or not self._is_check(trainer.global_step + 1):
+        after = trainer.global_step + self._stride
+        if self._handles or not self.weigh_outputs or not self._is_check(after):
             return
-        due = self._due(trainer.global_step + 1)
-        self._watched = set(due)
-        for layer in due.values():
-            hook = layer.module.register_forward_pre_hook(layer.watch_inputs)
-            self._handles.append(hook)
+        for layer in self._due(after).values():
+            if layer.module.mode == "sliced":  # a hook would have the graph of others made anew
+                hook = layer.module.register_forward_pre_hook(layer.watch_inputs)
+                self._handles.append(hook)
 
     @override
     def on_before_optimizer_step(
@@ -211,15 +213,17 @@ class RankAdaptation(SpectralCallback):
 
     @override
     def on_weights(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        step = trainer.global_step
+        step, faded = trainer.global_step, set[str]()
+        self._stride, self._last = max(1, step - self._last), step
         for name, layer in self._layers.items():
             if layer.fade is not None and layer.advance_fade(step, self.fade_steps):
                 keep, layer.fade = layer.fade.keep, None
                 found = best_components(layer.module, keep)
                 layer.shrink(shared(trainer, found), self.moments)
                 self.spectra.forget(name)
+                faded.add(name)
         if self._is_check(step):
-            self._check(trainer, step)
+            self._check(trainer, step, faded)
             self._checked = step
         self._probe(step)
 
@@ -264,13 +268,14 @@ class RankAdaptation(SpectralCallback):
             return {}  # what fades is not free yet
         return {n: layer for n, layer in still.items() if self.controller.is_due(layer.state, step)}
 
-    def _check(self, trainer: pl.Trainer, step: int) -> None:
-        """Measure what is due, decide for all at once, and carry it out; the same on all ranks."""
+    def _check(self, trainer: pl.Trainer, step: int, faded: Collection[str]) -> None:
+        """Measure what is due, decide for all at once, and carry it out; the same on all ranks.
+
+        What has just faded has not been watched, and waits for the next check.
+        """
         start = time.perf_counter()
         self._unhook()
-        due = self._due(step)
-        if self.weigh_outputs:  # what has just faded was not watched, and waits for the next check
-            due = {name: layer for name, layer in due.items() if name in self._watched}
+        due = {name: layer for name, layer in self._due(step).items() if name not in faded}
         if not due or (self.controller.is_global and len(due) < len(self._layers)):
             return
         readings, skipped = read_layers(trainer, step, due)

@@ -181,7 +181,7 @@ def test_second_moments_are_right_on_average_for_uncorrelated_entries():
         sums.append([optimizer.state[p]["exp_avg_sq"].sum().item() for p in layer.parameters()])
         assert all(optimizer.state[p]["step"] == 300 for p in layer.parameters())
     for own, other in zip(*sums, strict=True):
-        assert own == pytest.approx(other, rel=0.35)
+        assert own == pytest.approx(other, rel=0.15)  # 0.09 at most in 300 draws
 
 
 def test_gradients_under_accumulation_follow():

@@ -133,6 +133,25 @@ def test_ranks_change_at_step_boundaries_only(fit):
     assert micro == [8] * 4 + [5] * 4 + [12] * 4
 
 
+def test_several_optimizer_steps_in_a_batch_miss_no_check(fit):
+    class Twice(TinyTask):
+        def __init__(self):
+            super().__init__(low_rank_task().net, num_batches=12)
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            for _ in range(2):
+                self.optimizers().zero_grad()
+                self.manual_backward(super().training_step(batch, batch_idx))
+                self.optimizers().step()
+
+    look = Look("net.2", Plan(ranks={4: 5, 8: 12}), 2, "cut")
+    fit(look, task=Twice(), max_steps=10)
+    assert look.seen == {2: {"net.2": 8}, 4: {"net.2": 5}, 6: {"net.2": 5}, 8: {"net.2": 12}} | {
+        10: {"net.2": 12}
+    }
+
+
 def test_probes_leave_no_trace_in_a_masked_model(fit):
     """Clipped by the norm of all gradients, of which those of the probes are none."""
     weights = []
@@ -183,7 +202,8 @@ def test_events_hold_every_check_with_its_null_beside_it(fit, tmp_path):
     assert events[-1].num_stored == 2 * 16 * 80
 
 
-def test_compiled_training_makes_one_graph_of_all_ranks(fit):
+@pytest.mark.parametrize("weigh_outputs", [True, False])
+def test_compiled_training_makes_one_graph_of_all_ranks(fit, weigh_outputs):
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -201,7 +221,7 @@ def test_compiled_training_makes_one_graph_of_all_ranks(fit):
     torch._dynamo.reset()
     task.net.compile(backend=backend)
     ranks = {step: 4 + step for step in range(1, 12)}
-    callback = planned(ranks, layers="net.body.2", weigh_outputs=False)
+    callback = planned(ranks, layers="net.body.2", weigh_outputs=weigh_outputs)
     fit(callback, task=task, max_steps=13)
     torch._dynamo.reset()
     assert callback.ranks == {"net.body.2": 15}
