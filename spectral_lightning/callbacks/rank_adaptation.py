@@ -17,25 +17,19 @@ from spectral_lightning.actuators import (
     GrowthProbe,
     Moments,
     add_frobenius_decay_,
-    best_components,
-    fresh_rows,
-    grow_,
 )
 from spectral_lightning.callbacks.base import SpectralCallback, other_callbacks, shared_layers
 from spectral_lightning.callbacks.rank_checks import check_settings, refuse_overlap
-from spectral_lightning.callbacks.rank_layer import RankLayer, Shrink, components_of
+from spectral_lightning.callbacks.rank_layer import RankLayer, Shrink
 from spectral_lightning.callbacks.rank_log import RankLog
 from spectral_lightning.callbacks.rank_reading import (
-    moment_of,
     optimizer_of,
     read_layers,
-    shared,
 )
+from spectral_lightning.callbacks.rank_resizing import RankResizing
 from spectral_lightning.control import (
     EnergyController,
     RankController,
-    RankDecision,
-    RankReading,
 )
 from spectral_lightning.nn import LowRankLinear
 from spectral_lightning.spectra import RankSettings, is_due
@@ -73,6 +67,7 @@ class RankAdaptation(SpectralCallback):
         probe_steps: Optimizer steps over which they do, before each check, at least 2. Set by hand.
         frobenius_decay: Strength of ``strength / 2 ||U V||_F^2`` in the gradient, in place of an
             optimizer's weight decay, which favours low rank by itself.
+        print_table: Whether to print the ranks by type of layer at the end of fit.
 
     Raises:
         TypeError: If `controller` is no rank controller.
@@ -100,6 +95,7 @@ class RankAdaptation(SpectralCallback):
         probes: int = 8,
         probe_steps: int = 16,
         frobenius_decay: float = 0.0,
+        print_table: bool = True,
     ) -> None:
         super().__init__(layers, every_n_steps)
         self.controller = EnergyController() if controller is None else controller
@@ -112,19 +108,19 @@ class RankAdaptation(SpectralCallback):
             probe_steps=probe_steps,
             frobenius_decay=frobenius_decay,
         )
-        self.shrink: Shrink = shrink
-        self.fade_steps = fade_steps
-        self.moments: Moments = moments
+        self.shrink, self.fade_steps, self.moments = shrink, fade_steps, moments
         self.weigh_outputs = weigh_outputs
         self.probes, self.probe_steps = probes, probe_steps
         self.frobenius_decay = frobenius_decay
+        self.print_table = print_table
         self._layers: dict[str, RankLayer] = {}
+        self._resizing = RankResizing(shrink, fade_steps, moments)
         self._checked = self._last = 0
         self._saved: dict[str, Any] | None = None
         self._log: RankLog | None = None
         self._handles: list[Any] = []
         self._stride = 1  # optimizer steps per batch, more than one with several optimizers
-        self._loss: float | None = None
+        self._loss: Tensor | None = None
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -166,7 +162,7 @@ class RankAdaptation(SpectralCallback):
             every_n_steps=self.every_n_steps,
             controller=type(self.controller).__name__,
             settings=self.controller.settings,
-            resize=f"{self.shrink}, moments: {self.moments}",
+            resize=str(self._resizing),
             layers={name: layer.size for name, layer in self._layers.items()},
         )
         self._log = RankLog(trainer, settings, self.controller, self._layers)
@@ -208,7 +204,7 @@ class RankAdaptation(SpectralCallback):
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor) and self._is_check(trainer.global_step):
             scale = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
-            self._loss = float(loss) * scale
+            self._loss = loss.detach() * scale
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     @override
@@ -216,10 +212,7 @@ class RankAdaptation(SpectralCallback):
         step, faded = trainer.global_step, set[str]()
         self._stride, self._last = max(1, step - self._last), step
         for name, layer in self._layers.items():
-            if layer.fade is not None and layer.advance_fade(step, self.fade_steps):
-                keep, layer.fade = layer.fade.keep, None
-                found = best_components(layer.module, keep)
-                layer.shrink(shared(trainer, found), self.moments)
+            if layer.fade is not None and self._resizing.advance_fade(trainer, layer, step):
                 self.spectra.forget(name)
                 faded.add(name)
         if self._is_check(step):
@@ -237,7 +230,7 @@ class RankAdaptation(SpectralCallback):
         super().on_train_end(trainer, pl_module)
         self._unhook()
         if self._log is not None:
-            self._log.end(trainer, pl_module)
+            self._log.end(trainer, pl_module, print_table=self.print_table)
             self._log = None
 
     @override
@@ -278,7 +271,7 @@ class RankAdaptation(SpectralCallback):
         due = {name: layer for name, layer in self._due(step).items() if name not in faded}
         if not due or (self.controller.is_global and len(due) < len(self._layers)):
             return
-        readings, skipped = read_layers(trainer, step, due)
+        readings, skipped, loss = read_layers(trainer, step, due, self._loss)
         states = {name: layer.state for name, layer in self._layers.items()}
         decisions = self.controller.update(states, readings)
         kept: dict[str, float] = {}
@@ -292,7 +285,10 @@ class RankAdaptation(SpectralCallback):
             if name in skipped:
                 del decisions[name]
                 continue
-            share = self._carry_out(trainer, layer, readings[name], decision)
+            if decision.rank == readings[name].rank:
+                continue
+            self.spectra.forget(name)
+            share = self._resizing.carry_out(trainer, layer, readings[name], decision.rank)
             if share is not None:
                 kept[name] = share
         for layer in due.values():
@@ -300,35 +296,8 @@ class RankAdaptation(SpectralCallback):
             layer.end_probe()
         if self._log is not None:
             milliseconds = 1e3 * (time.perf_counter() - start)
-            self._log.checked(trainer, readings, decisions, kept, self._loss, milliseconds)
+            self._log.checked(trainer, readings, decisions, kept, loss, milliseconds)
             self._log.skipped(skipped, step)
-
-    def _carry_out(
-        self, trainer: pl.Trainer, layer: RankLayer, reading: RankReading, decision: RankDecision
-    ) -> float | None:
-        """Change a rank; returns the share of the energy that is kept, if it becomes smaller."""
-        module = layer.module
-        if decision.rank == reading.rank:
-            return None
-        directions = None
-        if layer.probe is not None:
-            if decision.rank > module.rank and reading.growth is not None:
-                directions = layer.probe.directions()
-            layer.end_probe()
-        self.spectra.forget(layer.target.name)
-        if decision.rank > module.rank:
-            rows = fresh_rows(module, decision.rank - module.rank, directions=directions)
-            grow_(module, layer.optimizer, shared(trainer, [rows])[0])
-            return None
-        moment = moment_of(trainer, layer)
-        found = components_of(layer, decision.rank, moment, self.shrink)
-        found = shared(trainer, found)
-        if self.shrink == "cut":
-            layer.shrink(found, self.moments)
-        else:
-            layer.begin_fade(found, decision.rank, reading.step)
-        energies = [value**2 for value in reading.values]
-        return sum(energies[: decision.rank]) / sum(energies)
 
     def _probe(self, step: int) -> None:
         """Begin the probes of the layers whose next check is near."""

@@ -1,19 +1,24 @@
 """Where `RankAdaptation` tells what it does: the run's event file, loggers, warnings."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from rich.console import Console
 
 from spectral_lightning.callbacks.base import boards, num_batches
 from spectral_lightning.callbacks.rank_layer import RankLayer
 from spectral_lightning.control import RankController, RankDecision, RankReading
 from spectral_lightning.dashboards.rank_figure import write_rank_figure
+from spectral_lightning.dashboards.rank_report import rank_table
 from spectral_lightning.spectra import (
     RANK_EVENTS_FILE,
     RankCheck,
+    RankEvent,
     RankEventWriter,
+    RankHistory,
     RankSettings,
     RankSummary,
     SkippedCheck,
@@ -41,13 +46,14 @@ class RankLog:
     ) -> None:
         self._controller, self._layers = controller, layers
         self._writer: RankEventWriter | None = None
+        self._events: list[RankEvent] = []
         self._warned: set[str] = set()
         self._x = num_batches(trainer)
         log_dir = trainer.log_dir  # asks all ranks
         is_real = trainer.loggers and not getattr(trainer, "fast_dev_run", False)
         if trainer.is_global_zero and is_real and log_dir is not None:
             self._writer = RankEventWriter(Path(log_dir) / RANK_EVENTS_FILE, step=settings.step)
-            self._writer.append(settings)
+        self._append(settings)
 
     def checked(
         self,
@@ -76,8 +82,7 @@ class RankLog:
                 loss=loss,
                 milliseconds=milliseconds / max(1, len(readings)),
             )
-            if self._writer is not None:
-                self._writer.append(found)
+            self._append(found)
             numbers = {
                 "rank": float(decision.rank),
                 "target": decision.target,
@@ -92,8 +97,7 @@ class RankLog:
     def skipped(self, skipped: Mapping[str, str], step: int) -> None:
         """Write skipped checks to the file, and warn of a layer's first."""
         for name, reason in skipped.items():
-            if self._writer is not None:
-                self._writer.append(SkippedCheck(step=step, layer=name, reason=reason))
+            self._append(SkippedCheck(step=step, layer=name, reason=reason))
             if name not in self._warned:
                 self._warned.add(name)
                 rank_zero_warn(
@@ -108,9 +112,9 @@ class RankLog:
         for board in boards(trainer):
             write_rank_figure(board, read_rank_events(self._writer.path), step=self._x)
 
-    def end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Write how many parameters there are in the end, and the last picture."""
-        if self._writer is None:
+    def end(self, trainer: pl.Trainer, module: pl.LightningModule, *, print_table: bool) -> None:
+        """Write how many parameters there are in the end, and the last picture; print the ranks."""
+        if not trainer.is_global_zero or not self._layers:
             return
         modules = [layer.module for layer in self._layers.values()]
         costs = [module.in_features + module.out_features for module in modules]
@@ -122,8 +126,19 @@ class RankLog:
             num_dense=sum(m.in_features * m.out_features for m in modules),
             num_other=sum(p.numel() for p in module.parameters() if id(p) not in factors),
         )
-        self._writer.append(summary)
+        self._append(summary)
         self.draw(trainer)
+        events = self._events if self._writer is None else read_rank_events(self._writer.path)
+        table = rank_table(RankHistory.of(events)) if print_table else None
+        if table is not None:
+            Console(file=sys.stdout).print(table)
+
+    def _append(self, event: RankEvent) -> None:
+        """Keep an event, in the file if there is one."""
+        if self._writer is None:
+            self._events.append(event)
+        else:
+            self._writer.append(event)
 
     def _null_target(self, reading: RankReading) -> float | None:
         """What the controller would want of untrained random factors of this rank."""

@@ -1,53 +1,79 @@
 """What `RankAdaptation` measures of its layers, the same on all ranks."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from spectral_lightning.actuators import best_components
+from spectral_lightning.actuators import gathered_factors
 from spectral_lightning.callbacks.rank_layer import RankLayer
 from spectral_lightning.control import RankReading
+from spectral_lightning.linalg import component_values
 from spectral_lightning.nn import LowRankLinear
 
 
+class Measured(NamedTuple):
+    """What one check has found."""
+
+    readings: dict[str, RankReading]
+    """A reading of each layer, without values where they could not be measured."""
+    skipped: dict[str, str]
+    """Why they could not, by layer."""
+    loss: float | None
+    """Loss of the last batch."""
+
+
 def read_layers(
-    trainer: pl.Trainer, step: int, layers: Mapping[str, RankLayer]
-) -> tuple[dict[str, RankReading], dict[str, str]]:
-    """Measure some layers after an optimizer step.
+    trainer: pl.Trainer, step: int, layers: Mapping[str, RankLayer], loss: Tensor | None
+) -> Measured:
+    """Measure some layers after an optimizer step; the host waits for the device once.
 
     Args:
         trainer: Trainer; what rank 0 has measured counts on all.
         step: Optimizer steps done.
         layers: Layers by name.
+        loss: Loss of the last batch, 0-d, to be read on the same occasion.
 
     Returns:
-        A reading of each, without values where they could not be measured; and why not.
+        What was found.
     """
+    parts: dict[str, list[Tensor]] = {}
+    for name, layer in layers.items():
+        moment = moment_of(trainer, layer, is_centred=True)
+        values = component_values(*gathered_factors(layer.module), moment)
+        probed = layer.probe if layer.probe and layer.probe.num_steps else None
+        parts[name] = [values] if probed is None else [probed.lift(), values]
+    found = _numbers(trainer, [part for own in parts.values() for part in own], loss)
     readings: dict[str, RankReading] = {}
     skipped: dict[str, str] = {}
     for name, layer in layers.items():
-        module, growth = layer.module, None
-        if layer.probe is not None and layer.probe.num_steps:
-            growth = float(layer.probe.lift())
-        try:
-            moment = moment_of(trainer, layer, is_centred=True)
-            found = best_components(module, module.rank, moment=moment, is_balanced=False)
-            values = found.values.tolist()
-        except ValueError as error:
-            values, skipped[name] = [], str(error)
-        values, growth = trainer.strategy.broadcast((values, growth))
+        growth = found.pop(0)[0] if len(parts[name]) == 2 else None
+        measured = found.pop(0)
+        if not all(map(math.isfinite, measured)):
+            skipped[name] = "its factors and inputs must be finite, got NaN or infinity."
+        elif not any(measured):
+            skipped[name] = "it has a weight of zeros, which no component holds."
         readings[name] = RankReading(
             step=step,
             shape=layer.target.shape,
-            rank=module.rank,
-            capacity=module.capacity,
-            values=values,
+            rank=layer.module.rank,
+            capacity=layer.module.capacity,
+            values=[] if name in skipped else measured,
             growth=growth,
         )
-    return readings, skipped
+    return Measured(readings, skipped, found[0][0] if found else None)
+
+
+def _numbers(trainer: pl.Trainer, parts: list[Tensor], loss: Tensor | None) -> list[list[float]]:
+    """Numbers of tensors as rank 0 has them, in one transfer, and last of the loss."""
+    every = [part.detach().reshape(-1) for part in (*parts, *([] if loss is None else [loss]))]
+    joined = torch.cat([part.to(every[0].device, torch.float64) for part in every])
+    numbers = iter(trainer.strategy.broadcast(joined.tolist()))
+    return [list(islice(numbers, len(part))) for part in every]
 
 
 def moment_of(trainer: pl.Trainer, layer: RankLayer, *, is_centred: bool = False) -> Tensor | None:

@@ -35,6 +35,7 @@ from spectral_lightning.linalg.polar import newton_schulz
 from spectral_lightning.linalg.precision import full_precision
 from spectral_lightning.linalg.products import (
     Regauge,
+    component_values,
     product_core,
     product_singular_values,
     product_triplets,
@@ -62,6 +63,7 @@ __all__ = [
     "Side",
     "SingularTriplets",
     "chance_share",
+    "component_values",
     "condition_number",
     "effective_rank",
     "energy_rank",

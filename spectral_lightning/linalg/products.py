@@ -105,6 +105,38 @@ def product_core(left: Float[Tensor, "m r"], right: Float[Tensor, "r n"]) -> Flo
         return R_U @ R_V.mT
 
 
+def component_values(
+    left: Float[Tensor, "m r"],
+    right: Float[Tensor, "r n"],
+    moment: Float[Tensor, "r r"] | None = None,
+) -> Float[Tensor, " k"]:
+    """The values of all components that `truncation` would find; nothing is asked of the host.
+
+    Args:
+        left: ``U``, shape ``(m, r)``.
+        right: ``V``, shape ``(r, n)``.
+        moment: As of `truncation`.
+
+    Returns:
+        Values, shape ``(k,)``, descending, in the compute dtype; all NaN if an entry is not finite.
+
+    Raises:
+        ValueError: If the shapes do not fit together, or a factor is empty.
+
+    Example:
+        >>> component_values(torch.eye(2), torch.diag(torch.tensor([1.0, 4.0])))
+        tensor([4., 1.])
+    """
+    first, second = _factors(left, right)
+    given = [first, second, *_moments(moment, left.shape[1])]
+    is_finite = torch.stack([torch.isfinite(part).all() for part in given]).all()
+    first, second, *rest = (torch.where(is_finite, part, 0.0) for part in given)
+    with full_precision(first.device):
+        core = _output_core(first, rest[0])[0] if rest else product_core(first, second)
+        values = torch.linalg.svdvals(core).to(first.dtype)
+        return torch.where(is_finite, values, torch.nan)
+
+
 def truncation(
     left: Float[Tensor, "m r"],
     right: Float[Tensor, "r n"],
@@ -155,9 +187,10 @@ def truncation(
     require_finite(first, "left")
     require_finite(second, "right")
     with full_precision(first.device):
-        if moment is None:
+        given = _moments(moment, left.shape[1])
+        if not given:
             return _plain(first, second, k)
-        kept = _weighted(first, second, moment, k)
+        kept = _weighted(first, second, given[0], k)
         if not is_balanced:
             return kept
         inner = _plain(first @ kept.of_left, kept.of_right.mT @ second, k)
@@ -180,19 +213,9 @@ def _plain(left: Tensor, right: Tensor, k: int) -> Regauge:
 
 def _weighted(left: Tensor, right: Tensor, moment: Tensor, k: int) -> Regauge:
     """Components of the output: with ``C = L L^T``, those of ``U L``."""
-    require_matrix(moment, "moment")
-    r = left.shape[1]
-    if tuple(moment.shape) != (r, r):
-        raise ValueError(f"`moment` must have shape ({r}, {r}), got {tuple(moment.shape)}.")
-    C = moment.double()
-    require_finite(C, "moment")
-    values, vectors = torch.linalg.eigh((C + C.mT) / 2)
-    # Directions in which the inputs never went count a little, so that the roots have inverses.
-    floor = 1e-12 * values[-1].clamp_min(torch.finfo(torch.float64).tiny)
-    roots = values.clamp_min(floor).sqrt()
-    L, of_inverse = vectors * roots, vectors / roots  # C = L L^T, and L^{-T}
-    R_U = torch.linalg.qr(left.double(), mode="r").R
-    _, S, Bh = torch.linalg.svd(R_U @ L, full_matrices=False)
+    require_finite(moment, "moment")
+    core, L, of_inverse = _output_core(left, moment)
+    _, S, Bh = torch.linalg.svd(core, full_matrices=False)
     of_left, of_right = L @ Bh[:k].mT, of_inverse @ Bh[:k].mT
     sizes = [
         torch.linalg.vector_norm(factor.double() @ by, dim=0)
@@ -202,6 +225,27 @@ def _weighted(left: Tensor, right: Tensor, moment: Tensor, k: int) -> Regauge:
     scale = torch.where(torch.isfinite(scale) & (scale > 0), scale, 1.0)
     parts = (of_left * scale, of_right / scale, S[:k], torch.linalg.vector_norm(S[k:]))
     return Regauge(*(part.to(left.dtype) for part in parts))
+
+
+def _output_core(left: Tensor, moment: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``R_U L``, whose values are those of the output; ``L``; and ``L^{-T}``; in float64."""
+    C = moment.double()
+    values, vectors = torch.linalg.eigh((C + C.mT) / 2)
+    # Directions in which the inputs never went count a little, so that the roots have inverses.
+    floor = 1e-12 * values[-1].clamp_min(torch.finfo(torch.float64).tiny)
+    roots = values.clamp_min(floor).sqrt()
+    L = vectors * roots
+    return torch.linalg.qr(left.double(), mode="r").R @ L, L, vectors / roots
+
+
+def _moments(moment: Tensor | None, r: int) -> list[Tensor]:
+    """The moment if there is one, refused if it does not fit."""
+    if moment is None:
+        return []
+    require_matrix(moment, "moment")
+    if tuple(moment.shape) != (r, r):
+        raise ValueError(f"`moment` must have shape ({r}, {r}), got {tuple(moment.shape)}.")
+    return [moment]
 
 
 def _inverse(values: Tensor, largest: Tensor) -> Tensor:

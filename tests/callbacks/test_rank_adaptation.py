@@ -241,7 +241,7 @@ def test_a_weight_of_zeros_is_skipped_with_an_event_and_never_initialised_anew(f
                 self.net[2].right_factor.zero_()
 
     task, logger = Zero(low_rank_task().net), CSVLogger(tmp_path)
-    with pytest.warns(UserWarning, match=r"skips the check of net\.2 at step 1: `layer` must not"):
+    with pytest.warns(UserWarning, match=r"check of net\.2 at step 1: it has a weight of zeros"):
         fit(planned({1: 4, 2: 4, 3: 4}), task=task, max_steps=3, logger=logger)
     assert skips(logger) == [(1, "net.2"), (2, "net.2"), (3, "net.2")]
     assert not task.net[2].left_factor.any()
@@ -319,6 +319,43 @@ def test_a_budget_is_never_exceeded_once_it_is_met(fit, shrink):
     met = 4 if shrink == "cut" else 8
     assert all(cost <= 0.3 * 2 * 40 * 40 for step, cost in spent.items() if step >= met)
     assert spent[3] > 0.3 * 2 * 40 * 40
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_a_check_waits_for_the_device_once_whatever_it_measures(fit, monkeypatch, num_layers):
+    """Counted are all ways from a tensor to a number of the host, in checks that change nothing."""
+    reads, checks = [], []
+    for name in ("item", "tolist", "numpy", "__bool__", "__float__", "__int__", "cpu"):
+        method = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor,
+            name,
+            lambda tensor, *args, _method=method, _name=name: (
+                reads.append(_name),
+                _method(tensor, *args),
+            )[1],
+        )
+
+    class Count(RankAdaptation):
+        def on_weights(self, trainer, pl_module):
+            before = len(reads)
+            super().on_weights(trainer, pl_module)
+            checks.append(len(reads) - before)
+
+    layers = ["net.2", "net.5"][:num_layers]
+    plan, clock = Plan(), replace(EVERY_STEP, interval=4, interval_max=4)
+    callback = Count(layers, replace(plan, clock=clock), 4, probe_steps=3)
+    fit(callback, task=low_rank_task(num_batches=20), max_steps=8)
+    assert max(checks) == 1
+    assert sum(checks) == 2
+
+
+@pytest.mark.parametrize("print_table", [True, False])
+def test_the_ranks_by_type_of_layer_are_printed_at_the_end(fit, capsys, print_table):
+    fit(planned({2: 5}, print_table=print_table), task=low_rank_task(), max_steps=3)
+    found = capsys.readouterr().out
+    assert ("Ranks by type of layer" in found) == print_table
+    assert ("net.5" in found) == print_table
 
 
 def test_without_low_rank_layers_there_is_a_warning(fit):
