@@ -142,10 +142,10 @@ def open_sources(
         return Sources(train=EmbeddedSource())
     if isinstance(source, str):
         folder = Path(source).expanduser()
-        is_local = folder.exists() or _looks_local(source)
-        if not is_local or (folder.is_dir() and _is_dataset(folder)):
+        is_local = folder.exists() or looks_local(source)
+        if not is_local or (folder.is_dir() and is_dataset(folder)):
             name = str(folder) if is_local else source
-            return _split_sources(name, _load_dataset(name, config_name, argument), text_column)
+            return _split_sources(name, load_splits(name, config_name, argument), text_column)
     names = [source] if isinstance(source, str) else source
     if not names:
         raise ValueError(f"`{argument}` must name at least one file, got an empty list.")
@@ -153,7 +153,8 @@ def open_sources(
     return Sources(train=FileSource(paths=paths, text_column=text_column))
 
 
-def _looks_local(name: str) -> bool:
+def looks_local(name: str) -> bool:
+    """Tell whether a name that does not exist was meant as a path, not as a dataset's name."""
     return (
         name.startswith((".", "/", "~"))
         or name.lower().endswith((*SUFFIXES, ".xz", ".gz", ".zst", ".zip", ".csv", ".json", ".md"))
@@ -163,7 +164,8 @@ def _looks_local(name: str) -> bool:
     )
 
 
-def _is_dataset(folder: Path) -> bool:
+def is_dataset(folder: Path) -> bool:
+    """Tell whether a folder was written by `save_to_disk` or holds Parquet files."""
     return _is_saved(folder) or next(folder.rglob("*.parquet"), None) is not None
 
 
@@ -192,7 +194,20 @@ def _expand(name: str, argument: str) -> list[Path]:
     return files
 
 
-def _load_dataset(name: str, config_name: str | None, argument: str) -> "dict[str, Dataset]":
+def load_splits(name: str, config_name: str | None, argument: str) -> "dict[str, Dataset]":
+    """Load a dataset from the Hub, or from a folder of which `is_dataset` holds.
+
+    Args:
+        name: Name of the dataset, or its folder.
+        config_name: Configuration, or None for the only one.
+        argument: Name of the user's argument, for error messages.
+
+    Returns:
+        The splits by name; ``train`` is one of them.
+
+    Raises:
+        ValueError: If it cannot be loaded or has no split ``train``.
+    """
     # Slow to import, and most users have plain text.
     from datasets.exceptions import DatasetsError
     from datasets.load import load_dataset, load_from_disk
@@ -203,7 +218,8 @@ def _load_dataset(name: str, config_name: str | None, argument: str) -> "dict[st
     except (OSError, ValueError, DatasetsError) as error:
         raise ValueError(
             f"`{argument}` must be an existing path or the name of a Hugging Face dataset that can"
-            f" be loaded, got {name} ({str(error).splitlines()[0]})."
+            f" be loaded, got {name} ({str(error).splitlines()[0]}). Without a network, give the"
+            " folder where the dataset's `save_to_disk` has left it."
         ) from error
     splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
     if "train" not in splits:

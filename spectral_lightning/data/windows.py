@@ -1,5 +1,7 @@
 """Windows of a token stream, the order in which they are seen, and a loader that can resume.
 
+The sampler and the loader know windows by their number only, so they serve any other dataset too.
+
 Training sees every window once per epoch in an order drawn from the seed and the epoch;
 evaluation sees them in reading order. Both are sharded over ranks by their own sampler: Lightning
 leaves a `DistributedSampler` alone, and would otherwise inject one that always shuffles.
@@ -21,7 +23,8 @@ from spectral_lightning.data.shards import TokenShard
 IGNORED = -1
 """Fills the windows of an evaluation where the text has ended; never a target."""
 
-_EMPTY_WINDOW = -1
+EMPTY = -1
+"""Index of an empty item: what ranks that run short in an evaluation ask their dataset for."""
 
 
 class TokenWindows(Dataset[Tensor]):
@@ -49,7 +52,7 @@ class TokenWindows(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         """Return one window, shape ``(sequence_len + 1,)``, int64; -1 asks for an empty one."""
         size = self.sequence_len + 1
-        if index == _EMPTY_WINDOW:
+        if index == EMPTY:
             return torch.full((size,), IGNORED)
         start = index * self.sequence_len
         if self.full:
@@ -69,7 +72,7 @@ class WindowSampler(DistributedSampler[int]):
     that run short get empty windows, so that nothing is counted twice and no rank waits.
 
     Args:
-        windows: The windows to choose from.
+        windows: The windows to choose from; without `shuffle` they must have one at index `EMPTY`.
         batch_size: Windows per batch and rank.
         shuffle: Permute and fill up (training), or keep the order (evaluation).
         seed: Chooses the permutations.
@@ -79,7 +82,7 @@ class WindowSampler(DistributedSampler[int]):
 
     def __init__(
         self,
-        windows: TokenWindows,
+        windows: Dataset[Any],
         *,
         batch_size: int,
         shuffle: bool,
@@ -89,7 +92,8 @@ class WindowSampler(DistributedSampler[int]):
     ) -> None:
         super().__init__(windows, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)
         step = num_replicas * (batch_size if shuffle else 1)
-        self.total_size = -(-len(windows) // step) * step
+        num_windows = len(windows)  # type: ignore[arg-type]
+        self.total_size = -(-num_windows // step) * step
         self.num_samples = self.total_size // num_replicas
         self.batch_size = batch_size
         self.start = 0  # windows of this epoch, over all ranks, that were already seen
@@ -102,12 +106,12 @@ class WindowSampler(DistributedSampler[int]):
             order = np.random.default_rng((self.seed, self.epoch)).permutation(num_windows)
             order = np.resize(order, self.total_size)
         else:
-            order = np.full(self.total_size, _EMPTY_WINDOW)
+            order = np.full(self.total_size, EMPTY)
             order[:num_windows] = np.arange(num_windows)
         yield from map(int, order[self.start + self.rank :: self.num_replicas])
 
 
-class ResumableLoader(DataLoader[Tensor]):
+class ResumableLoader(DataLoader[Any]):
     """A loader over a `WindowSampler` that continues inside an epoch.
 
     Its state is the epoch and the number of windows that were handed out, the same on all ranks,
@@ -122,7 +126,7 @@ class ResumableLoader(DataLoader[Tensor]):
     _resume: tuple[int, int] | None = None
 
     @override
-    def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator on purpose: Lightning calls `iter` before it sets a resumed run's epoch, and
         # a worker would start on the wrong permutation. Nothing runs here before the first batch.
         sampler = self.sampler
@@ -133,7 +137,7 @@ class ResumableLoader(DataLoader[Tensor]):
         sampler.start = windows if epoch == sampler.epoch else 0
         self._epoch, self._windows, self._resume = sampler.epoch, sampler.start, None
         for batch in super().__iter__():
-            self._windows += len(batch) * sampler.num_replicas
+            self._windows += sampler.batch_size * sampler.num_replicas
             yield batch
 
     def state_dict(self) -> dict[str, Any]:

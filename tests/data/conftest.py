@@ -1,6 +1,8 @@
 import random
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 from spectral_lightning.data import TextDataModule
 
@@ -41,5 +43,35 @@ def make_data(text_file, tmp_path):
             data.prepare_data()
             data.setup("fit")
         return data
+
+    return make
+
+
+@pytest.fixture
+def make_tokenizer():
+    """A byte-level tokenizer with the named special tokens, whose decoding loses nothing."""
+
+    def make(*, chat_template=None, bos_token=None, eos_token="</s>", pad_token="<pad>"):
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        special = ["<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>"]
+        trainer = trainers.BpeTrainer(
+            vocab_size=300,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator([prose(20), "\n\n:\n =4 user assistant system"], trainer)
+        if bos_token:
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single=f"{bos_token} $A", special_tokens=[(bos_token, special.index(bos_token))]
+            )
+        names = {"bos_token": bos_token, "eos_token": eos_token, "pad_token": pad_token}
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            chat_template=chat_template,
+            **{name: token for name, token in names.items() if token},
+        )
 
     return make
