@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "nn": {"linalg"},
     "losses": {"nn"},
     "models": {"nn", "losses", "linalg"},
-    "optim": {"linalg"},
+    "optim": {"linalg", "actuators"},
     "data": set(),
     "tasks": {"models", "nn", "losses", "optim"},
     "dashboards": {"spectra"},

@@ -82,9 +82,7 @@ class GrowthProbe:
     @torch.no_grad()
     def end_(self, layer: LowRankLinear) -> None:
         """Make the probes unused components again."""
-        with whole_tensor(layer.right_factor) as right:
-            right[self._span(layer)] = 0
-        layer.set_probes(0)
+        _clear_unused_(layer)
 
     def lift(self) -> Tensor:
         """Growth lift: energy of the sum of the gradients over the sum of their energies.
@@ -113,8 +111,21 @@ class GrowthProbe:
         return {**saved, "num_steps": self.num_steps}
 
     @classmethod
-    def from_state_dict(cls, layer: LowRankLinear, saved: Mapping[str, Any]) -> "GrowthProbe":
-        """Go on with a saved window, on a layer with the factors of then."""
+    def from_state_dict(
+        cls, layer: LowRankLinear, saved: Mapping[str, Any]
+    ) -> "GrowthProbe | None":
+        """Go on with a saved window, on a layer with the factors of then.
+
+        Args:
+            layer: Layer, perhaps of another capacity than then.
+            saved: As of `state_dict`.
+
+        Returns:
+            The probe; None if the capacity has no room for all of it any more, which ends it.
+        """
+        if len(saved["rows"]) > layer.capacity - layer.rank:
+            _clear_unused_(layer)
+            return None
         probe = cls(layer, len(saved["rows"]), rows=saved["rows"])
         for name in ("outputs", "total", "energy"):
             setattr(probe, name, saved[name].to(probe.total.device))
@@ -123,3 +134,10 @@ class GrowthProbe:
 
     def _span(self, layer: LowRankLinear) -> slice:
         return slice(layer.rank, layer.rank + len(self.rows))
+
+
+@torch.no_grad()
+def _clear_unused_(layer: LowRankLinear) -> None:
+    with whole_tensor(layer.right_factor) as right:
+        right[layer.rank :] = 0
+    layer.set_probes(0)

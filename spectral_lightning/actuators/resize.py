@@ -13,7 +13,13 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from spectral_lightning.actuators.protection import FIRST_MOMENTS
-from spectral_lightning.linalg import Regauge, orthonormalize, truncation, whole_tensor
+from spectral_lightning.linalg import (
+    Regauge,
+    orthonormalize,
+    truncation,
+    truncation_values,
+    whole_tensor,
+)
 from spectral_lightning.nn import LowRankLinear
 
 Moments = Literal["carry", "carry_second", "reset"]
@@ -59,6 +65,24 @@ def best_components(
     if not bool(found.of_left.any()):
         raise ValueError("`layer` must not have a weight of zeros, which no component holds.")
     return found
+
+
+@torch.no_grad()
+def component_values(layer: LowRankLinear, *, moment: Tensor | None = None) -> Tensor:
+    """What each of a layer's best components holds; nothing is asked of the host.
+
+    Args:
+        layer: Layer.
+        moment: As of `best_components`.
+
+    Returns:
+        Roots of energies, shape ``(layer.rank,)``, descending: of the outputs with `moment`, else
+        the weight's singular values. All NaN if something is not finite.
+
+    Raises:
+        ValueError: If `moment` does not fit.
+    """
+    return truncation_values(*gathered_factors(layer), moment)
 
 
 @torch.no_grad()

@@ -16,8 +16,10 @@ from spectral_lightning.callbacks.assr_v15 import (
 )
 from spectral_lightning.callbacks.base import SpectralCallback
 from spectral_lightning.callbacks.monitor import SpectralMonitor
+from spectral_lightning.callbacks.orthogonal_gradient import OrthogonalGradient
 from spectral_lightning.callbacks.rank_adaptation import RankAdaptation
 from spectral_lightning.callbacks.svd_mode import SVDModeSwitch
+from spectral_lightning.callbacks.update_bound import UpdateBound
 from spectral_lightning.control import ASSRConfig
 
 if TYPE_CHECKING:
@@ -26,12 +28,14 @@ if TYPE_CHECKING:
 __all__ = [
     "ASSR",
     "ASSRConfig",
+    "OrthogonalGradient",
     "RankAdaptation",
     "SVDModeSwitch",
     "SpectralCallback",
     "SpectralHealth",
     "SpectralMonitor",
     "SpectralTrainerCallback",
+    "UpdateBound",
     "analyze_layer",
     "auto_calibrate",
     "compute_condition_number",

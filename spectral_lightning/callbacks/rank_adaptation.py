@@ -6,6 +6,7 @@ Lives here: hooks. Does not live here: the decision (`control`), the resize and 
 
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,8 +18,10 @@ from spectral_lightning.actuators import (
     GrowthProbe,
     Moments,
     add_frobenius_decay_,
+    follow_gates_,
 )
 from spectral_lightning.callbacks.base import SpectralCallback, other_callbacks, shared_layers
+from spectral_lightning.callbacks.rank_average import averages_of
 from spectral_lightning.callbacks.rank_checks import check_settings, refuse_overlap
 from spectral_lightning.callbacks.rank_layer import RankLayer, Shrink
 from spectral_lightning.callbacks.rank_log import RankLog
@@ -142,7 +145,11 @@ class RankAdaptation(SpectralCallback):
         refuse_overlap(self.names, [o for o in others if isinstance(o, RankAdaptation)])
         targets = [self.spectra.targets[name] for name in self.names]
         self._layers = {
-            target.name: RankLayer(target, optimizer_of(target.module, trainer.optimizers))
+            target.name: RankLayer(
+                target,
+                optimizer_of(target.module, trainer.optimizers),
+                averages=averages_of(trainer, target.module),
+            )
             for target in targets
             if isinstance(target.module, LowRankLinear) and target.trainable
         }
@@ -219,6 +226,8 @@ class RankAdaptation(SpectralCallback):
             self._check(trainer, step, faded)
             self._checked = step
         self._probe(step)
+        for layer in self._layers.values():
+            follow_gates_(layer.averages, layer.module)
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -256,10 +265,13 @@ class RankAdaptation(SpectralCallback):
         return step > self._checked and is_due(self.every_n_steps, step, self._checked)
 
     def _due(self, step: int) -> dict[str, RankLayer]:
-        still = {name: layer for name, layer in self._layers.items() if layer.fade is None}
-        if self.controller.is_global and len(still) < len(self._layers):
-            return {}  # what fades is not free yet
-        return {n: layer for n, layer in still.items() if self.controller.is_due(layer.state, step)}
+        found = {
+            name: layer
+            for name, layer in self._layers.items()
+            if layer.fade is None and self.controller.is_due(layer.state, step)
+        }
+        # What is shared is shared by all at once, when nothing fades that is not free yet.
+        return {} if self.controller.is_global and len(found) < len(self._layers) else found
 
     def _check(self, trainer: pl.Trainer, step: int, faded: Collection[str]) -> None:
         """Measure what is due, decide for all at once, and carry it out; the same on all ranks.
@@ -275,11 +287,13 @@ class RankAdaptation(SpectralCallback):
         states = {name: layer.state for name, layer in self._layers.items()}
         decisions = self.controller.update(states, readings)
         kept: dict[str, float] = {}
+        is_deferred = False
         for name, decision in list(decisions.items()):
             layer, grows = self._layers[name], decision.rank > readings[name].rank
             if grows and kept and self.controller.is_global and self.shrink == "fade":
                 # What it is to grow by is not free before the others have faded: asked again then.
                 decisions[name] = decision._replace(rank=readings[name].rank)
+                is_deferred = True
                 continue
             layer.state = decision.state
             if name in skipped:
@@ -294,6 +308,8 @@ class RankAdaptation(SpectralCallback):
         for layer in due.values():
             layer.moment = None
             layer.end_probe()
+            if is_deferred:
+                layer.state = replace(layer.state, interval=self.controller.clock.interval)
         if self._log is not None:
             milliseconds = 1e3 * (time.perf_counter() - start)
             self._log.checked(trainer, readings, decisions, kept, loss, milliseconds)
@@ -303,13 +319,11 @@ class RankAdaptation(SpectralCallback):
         """Begin the probes of the layers whose next check is near."""
         if not self.probes or not self._is_check(step + self.probe_steps):
             return
+        due = self._due(step + self.probe_steps)
         for number, (name, layer) in enumerate(self._layers.items()):
-            if layer.probe is not None or layer.fade is not None:
-                continue
-            module = layer.module
-            if module.capacity > module.rank and name in self._due(step + self.probe_steps):
+            if name in due and layer.probe is None and layer.module.capacity > layer.module.rank:
                 seed = 100_003 * step + number
-                layer.probe = GrowthProbe(module, self.probes, seed=seed)
+                layer.probe = GrowthProbe(layer.module, self.probes, seed=seed)
 
     def _unhook(self) -> None:
         for handle in self._handles:

@@ -1,6 +1,6 @@
 """What `RankAdaptation` keeps of a layer: its controller's memory, what is measured, what fades."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +16,9 @@ from spectral_lightning.actuators import (
     fresh_rows,
     gathered_factors,
     grow_,
+    grow_averages_,
     regauge_,
+    regauge_averages_,
 )
 from spectral_lightning.control import RankState
 from spectral_lightning.nn import LowRankLinear
@@ -47,6 +49,8 @@ class RankLayer:
     number of the hidden activations ``h = V x``; None while it is not measured."""
     probe: GrowthProbe | None = None
     fade: Fade | None = None
+    averages: Sequence[LowRankLinear] = ()
+    """Averaged copies of the layer, which follow its changes."""
 
     @property
     def module(self) -> LowRankLinear:
@@ -77,15 +81,24 @@ class RankLayer:
 
     def shrink(self, found: Any, moments: Moments) -> None:
         """Keep the components that were found, and complete them if some hold nothing."""
-        regauge_(self.module, self.optimizer, found, moments=moments)
+        self._regauge(found, moments)
         missing = found.of_left.shape[1] - self.module.rank
         if missing:
-            grow_(self.module, self.optimizer, fresh_rows(self.module, missing))
+            self.grow(fresh_rows(self.module, missing))
+
+    def grow(self, rows: Tensor) -> None:
+        """Add components that read these inputs and write nothing yet."""
+        grow_averages_(self.averages, self.module, rows)
+        grow_(self.module, self.optimizer, rows)
 
     def begin_fade(self, found: Any, keep: int, step: int) -> None:
         """Order all components, and let those behind the first `keep` fade from now on."""
-        regauge_(self.module, self.optimizer, found, moments="carry")
+        self._regauge(found, "carry")
         self.fade = Fade(min(keep, self.module.rank), step)
+
+    def _regauge(self, found: Any, moments: Moments) -> None:
+        regauge_averages_(self.averages, self.module, found)
+        regauge_(self.module, self.optimizer, found, moments=moments)
 
     def advance_fade(self, step: int, num_steps: int) -> bool:
         """Fade a little more.

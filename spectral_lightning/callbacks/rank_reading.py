@@ -9,10 +9,9 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from spectral_lightning.actuators import gathered_factors
+from spectral_lightning.actuators import component_values
 from spectral_lightning.callbacks.rank_layer import RankLayer
 from spectral_lightning.control import RankReading
-from spectral_lightning.linalg import component_values
 from spectral_lightning.nn import LowRankLinear
 
 
@@ -44,7 +43,7 @@ def read_layers(
     parts: dict[str, list[Tensor]] = {}
     for name, layer in layers.items():
         moment = moment_of(trainer, layer, is_centred=True)
-        values = component_values(*gathered_factors(layer.module), moment)
+        values = component_values(layer.module, moment=moment)
         probed = layer.probe if layer.probe and layer.probe.num_steps else None
         parts[name] = [values] if probed is None else [probed.lift(), values]
     found = _numbers(trainer, [part for own in parts.values() for part in own], loss)

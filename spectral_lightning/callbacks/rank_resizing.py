@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import lightning.pytorch as pl
 
-from spectral_lightning.actuators import Moments, best_components, fresh_rows, grow_
+from spectral_lightning.actuators import Moments, best_components, fresh_rows
 from spectral_lightning.callbacks.rank_layer import RankLayer, Shrink, components_of
 from spectral_lightning.callbacks.rank_reading import moment_of, shared
 from spectral_lightning.control import RankReading
@@ -37,7 +37,7 @@ class RankResizing:
             layer.end_probe()
         if rank > module.rank:
             rows = fresh_rows(module, rank - module.rank, directions=directions)
-            grow_(module, layer.optimizer, shared(trainer, [rows])[0])
+            layer.grow(shared(trainer, [rows])[0])
             return None
         found = shared(trainer, components_of(layer, rank, moment_of(trainer, layer), self.shrink))
         if self.shrink == "cut":

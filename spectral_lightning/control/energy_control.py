@@ -18,7 +18,8 @@ class EnergyController(LayerRankController):
 
     Either takes `patience` checks in a row, outside of warm-up and cool-down. A change that takes
     the last one back takes twice as many; if that one did so too, growing takes 8 times as many and
-    shrinking 32 times: what was dropped and came back was needed.
+    shrinking 32 times, because what was dropped and came back was needed. Not for ever: once that
+    is 50 shortest intervals ago, the need may have changed, and twice as many are enough.
 
     Energy is counted relative to what the layer has. A flat spectrum of more than ``quantum /
     (1 - energy - hysteresis)`` components (533 by default) counts as having a free quantum, because
@@ -76,14 +77,14 @@ class EnergyController(LayerRankController):
             return Proposal(replace(state, votes=0), wanted, RankVerdict.SETTLED)
         votes = direction + (state.votes if state.votes * direction > 0 else 0)
         voted = replace(state, votes=votes)
-        if abs(votes) < self.patience * self._caution(state, direction):
+        if abs(votes) < self.patience * self._caution(state, reading.step, direction):
             return Proposal(voted, reading.rank, RankVerdict.VOTING)
         return Proposal(voted, wanted, RankVerdict.SETTLED)
 
-    def _caution(self, state: RankState, direction: int) -> int:
+    def _caution(self, state: RankState, step: int, direction: int) -> int:
         """How many times `patience` a change takes. Set by hand: see the class."""
         if direction * state.direction >= 0:
             return 1
-        if state.num_reversals == 0:
+        if state.num_reversals == 0 or not self.clock.has_just_turned(state, step):
             return 2
         return 8 if direction > 0 else 32

@@ -9,9 +9,6 @@ from spectral_lightning.control.rank_control import RankController
 from spectral_lightning.control.rank_offers import LayerWorth, allot, cut, trade
 from spectral_lightning.control.ranks import RankDecision, RankReading, RankState, RankVerdict
 
-TURN_INTERVALS = 50
-"""Shortest intervals between two turns of a layer: at most one in 50 updates. Set by hand."""
-
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class BudgetAllocator(RankController):
@@ -180,9 +177,7 @@ class BudgetAllocator(RankController):
         return self.clock.hold(state, reading.step) or blocked
 
     def _may_move(self, state: RankState, step: int, direction: int) -> bool:
-        if state.turned is None or direction * state.direction >= 0:
-            return True
-        return step - state.turned >= TURN_INTERVALS * self.clock.interval
+        return direction * state.direction >= 0 or not self.clock.has_just_turned(state, step)
 
     def _floor(self, reading: RankReading) -> int:
         return self.clock.bounds(reading.capacity)[0]

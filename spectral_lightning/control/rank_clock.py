@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 
 from spectral_lightning.control.ranks import RankReading, RankState, RankVerdict
 
+TURN_INTERVALS = 50
+"""Shortest intervals for which a change that took the one before back is recent. Set by hand."""
+
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads defaults by vars()
 class RankClock:
@@ -98,6 +101,10 @@ class RankClock:
             return RankVerdict.FROZEN
         recent = state.changed is not None and step - state.changed < self.cooldown_steps
         return RankVerdict.COOLING if recent else None
+
+    def has_just_turned(self, state: RankState, step: int) -> bool:
+        """Whether a change took the one before back less than 50 shortest intervals ago."""
+        return state.turned is not None and step - state.turned < TURN_INTERVALS * self.interval
 
     def bounds(self, capacity: int) -> tuple[int, int]:
         """Smallest and largest rank of a layer."""

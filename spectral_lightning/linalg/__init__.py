@@ -35,11 +35,11 @@ from spectral_lightning.linalg.polar import newton_schulz
 from spectral_lightning.linalg.precision import full_precision
 from spectral_lightning.linalg.products import (
     Regauge,
-    component_values,
     product_core,
     product_singular_values,
     product_triplets,
     truncation,
+    truncation_values,
 )
 from spectral_lightning.linalg.ritz import (
     leading_eigenpairs,
@@ -63,7 +63,6 @@ __all__ = [
     "Side",
     "SingularTriplets",
     "chance_share",
-    "component_values",
     "condition_number",
     "effective_rank",
     "energy_rank",
@@ -99,6 +98,7 @@ __all__ = [
     "spectral_norm_interval",
     "stable_rank",
     "truncation",
+    "truncation_values",
     "vector_angle_bound",
     "whole_tensor",
 ]

@@ -105,7 +105,7 @@ def product_core(left: Float[Tensor, "m r"], right: Float[Tensor, "r n"]) -> Flo
         return R_U @ R_V.mT
 
 
-def component_values(
+def truncation_values(
     left: Float[Tensor, "m r"],
     right: Float[Tensor, "r n"],
     moment: Float[Tensor, "r r"] | None = None,
@@ -124,7 +124,7 @@ def component_values(
         ValueError: If the shapes do not fit together, or a factor is empty.
 
     Example:
-        >>> component_values(torch.eye(2), torch.diag(torch.tensor([1.0, 4.0])))
+        >>> truncation_values(torch.eye(2), torch.diag(torch.tensor([1.0, 4.0])))
         tensor([4., 1.])
     """
     first, second = _factors(left, right)

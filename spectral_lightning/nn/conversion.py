@@ -142,23 +142,6 @@ def with_capacity(layer: LowRankLinear, capacity: int | None = None) -> LowRankL
     return made.train(layer.training)
 
 
-def fitted_state(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """A state dict whose low-rank layers have the capacities of a model's.
-
-    Args:
-        model: Model that is to load it.
-        state_dict: State dict of the same model with other capacities.
-
-    Raises:
-        ValueError: If a saved rank is above the model's capacity.
-    """
-    found = dict(state_dict)
-    for name, module in model.named_modules():
-        if isinstance(module, LowRankLinear):
-            found |= module.fitted(state_dict, f"{name}." if name else "")
-    return found
-
-
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put a module in place of another wherever a model holds it."""
     for name, module in list(model.named_modules(remove_duplicate=False)):

@@ -238,6 +238,11 @@ class LowRankLinear(nn.Module):
         )
 
     @override
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.active_rank.fill_(self._rank)  # an average of whole numbers is rounded down
+        super()._save_to_state_dict(*args, **kwargs)
+
+    @override
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any
     ) -> None:

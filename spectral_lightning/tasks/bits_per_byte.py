@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 from typing_extensions import override
 
+from spectral_lightning.losses import CrossEntropy
+
 IGNORED = -1
 """Target that is not predicted."""
 
@@ -27,6 +29,29 @@ def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
         logits.float().flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="none"
     )
     return flat.view_as(targets)
+
+
+def token_losses(
+    logits: Tensor, targets: Tensor, loss: CrossEntropy | None
+) -> tuple[Tensor, Tensor]:
+    """Return the loss of every target token, and its surprise under the same probabilities.
+
+    Args:
+        logits: Shape ``(..., vocab_size)``, any float dtype; computed in float32.
+        targets: Token ids, shape ``(...)``, int64; `IGNORED` gives 0.
+        loss: Loss to train with; None for the surprise under the softmax.
+
+    Returns:
+        Losses and, without smoothing and z term, surprises, both of shape ``(...)``, nats.
+    """
+    if loss is None:
+        nats = token_nats(logits, targets)
+        return nats, nats
+    losses = loss(logits, targets, "none", ignore_index=IGNORED)
+    if loss == loss.likelihood():
+        return losses, losses
+    with torch.no_grad():
+        return losses, loss.likelihood()(logits, targets, "none", ignore_index=IGNORED)
 
 
 def counted_bytes(targets: Tensor, token_bytes: Tensor) -> Tensor:

@@ -16,15 +16,16 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
+from spectral_lightning.losses import CrossEntropy
 from spectral_lightning.models import assert_causal
-from spectral_lightning.nn import fitted_state
+from spectral_lightning.nn import CapacityFit
 from spectral_lightning.optim import MuonAdamW, parameter_groups
 from spectral_lightning.tasks.bits_per_byte import (
     IGNORED,
     BitsPerByte,
     TokenLoss,
     counted_bytes,
-    token_nats,
+    token_losses,
 )
 from spectral_lightning.tasks.checkpoint import (
     CHECKPOINT_KEY,
@@ -63,6 +64,8 @@ class LanguageModeling(pl.LightningModule):
         sample_prompts: Texts to continue after every validation, written to loggers that take
             text (TensorBoard).
         sample_tokens: Length of a continuation in tokens, at least 1; the default is chosen here.
+        loss: What is trained and logged as the loss; None for PyTorch's cross-entropy. Bits per
+            byte are those of the same probabilities, without smoothing and z term.
 
     Raises:
         TypeError: If the model does not say its `vocab_size` and `sequence_len`.
@@ -82,6 +85,7 @@ class LanguageModeling(pl.LightningModule):
         final_fraction: float = 0.0,
         sample_prompts: list[str] | None = None,
         sample_tokens: int = 64,
+        loss: CrossEntropy | None = None,
     ) -> None:
         super().__init__()
         self.vocab_size = _size(model, "vocab_size")
@@ -96,19 +100,19 @@ class LanguageModeling(pl.LightningModule):
             raise ValueError(f"`sample_tokens` must be >= 1, got {sample_tokens}.")
         if lr_scheduler is not None and warmup_steps > 0:
             rank_zero_warn("`warmup_steps` has no effect when an `lr_scheduler` is given.")
-        self.model = model
+        self.model, self.loss = model, loss
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.warmup_steps = warmup_steps
         self.warmdown_fraction = warmdown_fraction
         self.final_fraction = final_fraction
-        self.sample_prompts = sample_prompts or []
-        self.sample_tokens = sample_tokens
+        self.sample_prompts, self.sample_tokens = sample_prompts or [], sample_tokens
         self.valid_loss, self.valid_bpb = TokenLoss(), BitsPerByte()
         self.test_loss, self.test_bpb = TokenLoss(), BitsPerByte()
         self.register_buffer("token_bytes", torch.zeros(self.vocab_size, dtype=torch.int64))
         self._knows_bytes = False  # a Python flag, so that no step asks the device
         self._tokenizer: str | None = None
+        self._capacities = CapacityFit(self)
 
     @override
     def forward(self, tokens: Tensor) -> Tensor:
@@ -156,6 +160,7 @@ class LanguageModeling(pl.LightningModule):
             ValueError: If the learning rate should fall at the end of a run that has none.
         """
         optimizer = self.optimizer(parameter_groups(self.model))
+        optimizer.register_load_state_dict_pre_hook(self._capacities.optimizer_state)
         if self.lr_scheduler is None:
             scheduler = schedule_run(
                 self.trainer,
@@ -171,8 +176,8 @@ class LanguageModeling(pl.LightningModule):
     @override
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Return the mean loss of the batch, nats per token."""
-        nats, targets = self._nats(batch)
-        loss = nats.sum() / (targets != IGNORED).sum().clamp(min=1)
+        losses, nats, targets = self._losses(batch)
+        loss = losses.sum() / (targets != IGNORED).sum().clamp(min=1)
         self.log("train/loss", loss, prog_bar=True)
         if self._knows_bytes:
             num_bytes = counted_bytes(targets, self.token_bytes)
@@ -202,7 +207,7 @@ class LanguageModeling(pl.LightningModule):
                 "Predicting bits per byte must know the bytes per token: give a data module with"
                 " `token_bytes`, or a checkpoint that was trained with one."
             )
-        nats, targets = self._nats(batch)
+        _, nats, targets = self._losses(batch)
         num_bytes = counted_bytes(targets, self.token_bytes)
         return torch.where(num_bytes > 0, nats, 0).sum(1) / (math.log(2) * num_bytes.sum(1))
 
@@ -253,9 +258,8 @@ class LanguageModeling(pl.LightningModule):
         Raises:
             ValueError: If the data module has another one.
         """
-        self._tokenizer = agreed_tokenizer(
-            self._tokenizer, checkpoint.get(CHECKPOINT_KEY, {}).get("tokenizer")
-        )
+        saved = checkpoint.get(CHECKPOINT_KEY, {}).get("tokenizer")
+        self._tokenizer = agreed_tokenizer(self._tokenizer, saved)
 
     @override
     def load_state_dict(
@@ -263,12 +267,12 @@ class LanguageModeling(pl.LightningModule):
     ) -> Any:
         """Load all tensors, or none if one of them does not fit.
 
-        Low-rank layers may have another capacity than the saved ones if the saved ranks fit.
+        Low-rank layers may have another capacity if the saved ranks fit; optimizers follow.
 
         Raises:
             ValueError: If a tensor differs in shape, or with `strict` is missing on either side.
         """
-        state_dict = fitted_state(self, state_dict)
+        state_dict = self._capacities.model_state(state_dict)
         check_tensors(self.state_dict(), state_dict, strict=strict)
         keys = super().load_state_dict(state_dict, strict=strict, assign=assign)
         self._knows_bytes = bool(self.token_bytes.any())
@@ -292,17 +296,17 @@ class LanguageModeling(pl.LightningModule):
             kwargs["model"] = build_model(checkpoint)
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
-    def _nats(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the surprise of every target ``(B, T)`` and the targets ``(B, T)``."""
+    def _losses(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return loss, surprise and id of every target, shape ``(B, T)``."""
         inputs, targets = batch[:, :-1], batch[:, 1:]
         # What a causal model reads at an ignored target has no effect on the targets before it.
-        return token_nats(self(inputs.clamp(min=0)), targets), targets
+        return *token_losses(self(inputs.clamp(min=0)), targets, self.loss), targets
 
     def _evaluate(
         self, stage: str, batch: Tensor, mean_loss: TokenLoss, bits_per_byte: BitsPerByte
     ) -> None:
-        nats, targets = self._nats(batch)
-        mean_loss.update(nats, targets)
+        losses, nats, targets = self._losses(batch)
+        mean_loss.update(losses, targets)
         self.log(f"{stage}/loss", mean_loss, prog_bar=not self._knows_bytes)
         if self._knows_bytes:
             bits_per_byte.update(nats, targets, self.token_bytes)

@@ -1,6 +1,6 @@
 """Continuations of fixed prompts, as text in a logger."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from textwrap import indent
 from typing import cast
 
@@ -65,6 +65,25 @@ def write_samples(
     Warns:
         UserWarning: If the model's logits are not finite; a sample is no reason to lose a run.
     """
+    write_continuations(
+        lambda prompt: _continuation(model, prompt, num_tokens, tokenizer), prompts, loggers, step
+    )
+
+
+def write_continuations(
+    continuation: Callable[[str], str], prompts: list[str], loggers: Iterable[Logger], step: int
+) -> None:
+    """Continue every prompt and write the texts to the loggers that take text.
+
+    Args:
+        continuation: Returns a prompt and what follows it; not called if no logger takes text.
+        prompts: Texts to continue.
+        loggers: Loggers of a Trainer.
+        step: Optimizer step to write the texts under.
+
+    Warns:
+        UserWarning: If `continuation` raises FloatingPointError.
+    """
     experiments = [getattr(logger, "experiment", None) for logger in loggers]
     methods = [getattr(experiment, "add_text", None) for experiment in experiments]
     writers = [method for method in methods if callable(method)]
@@ -72,7 +91,7 @@ def write_samples(
         return
     for number, prompt in enumerate(prompts):
         try:
-            text = _continuation(model, prompt, num_tokens, tokenizer)
+            text = continuation(prompt)
         except FloatingPointError as error:
             rank_zero_warn(f"No samples were written at step {step}: {error}")
             return

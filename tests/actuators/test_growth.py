@@ -123,6 +123,16 @@ def test_a_window_goes_on_from_a_checkpoint():
     assert torch.equal(probe.directions(), other.directions())
 
 
+def test_a_window_ends_where_a_smaller_capacity_has_no_room_for_it():
+    layer, twin = make_layer(), make_layer(capacity=8)
+    probe = GrowthProbe(layer, 8)
+    twin.load_state_dict(layer.state_dict())
+    assert twin.right_factor[RANK:].any()
+    assert GrowthProbe.from_state_dict(twin, probe.state_dict()) is None
+    assert not twin.right_factor[RANK:].any()
+    assert not twin.gate[RANK:].any()
+
+
 def test_a_full_layer_has_no_room_for_probes():
     with pytest.raises(
         ValueError, match="`layer` must have a capacity above its rank, got 4 and 4"

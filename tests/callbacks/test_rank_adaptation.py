@@ -10,8 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from spectral_lightning.callbacks import RankAdaptation
-from spectral_lightning.control import BudgetAllocator, EnergyController, StableRankController
-from spectral_lightning.nn import factorize
+from spectral_lightning.control import BudgetAllocator, StableRankController
 from spectral_lightning.spectra import RankCheck, SkippedCheck, read_rank_events
 from spectral_lightning.testing.ranks import EVERY_STEP, Plan, low_rank_task
 from spectral_lightning.testing.tasks import TinyNetwork, TinyTask
@@ -260,44 +259,6 @@ def test_a_gradient_that_is_not_finite_is_skipped_with_an_event(fit, tmp_path):
     fit(callback, task=task, max_steps=2, logger=logger)
     assert skips(logger) == [(2, "net.5")]
     assert callback.ranks == {"net.2": 6, "net.5": 4}
-
-
-def test_the_rank_that_a_teacher_needs_is_found_from_above_and_from_below(fit):
-    """A linear teacher of rank 8; the student may have up to 24 components."""
-
-    class Teacher(TinyTask):
-        def __init__(self, rank):
-            net = nn.Sequential(nn.Linear(40, 40, bias=False))
-            factorize(net, rank=rank, capacity=24)
-            super().__init__(net, num_batches=100_000, lr=3e-3)
-            generator = torch.Generator().manual_seed(1)
-            left, right = (torch.randn(40, 8, generator=generator) for _ in range(2))
-            self.weight = left @ right.mT / 8
-            self.generator = torch.Generator().manual_seed(2)
-
-        def training_step(self, batch, batch_idx):
-            x = torch.randn(64, 40, generator=self.generator)
-            return nn.functional.mse_loss(self.net(x), x @ self.weight.mT)
-
-    clock = EnergyController().clock
-    clock = replace(
-        clock,
-        warmup_steps=100,
-        cooldown_steps=60,
-        quantum=4,
-        rank_min=4,
-        interval=20,
-        interval_max=40,
-    )
-    for start in (20, 4):
-        callback = RankAdaptation(
-            controller=EnergyController(clock=clock, energy=0.99, hysteresis=0.002),
-            every_n_steps=20,
-            fade_steps=20,
-        )
-        task = Teacher(start)
-        fit(callback, task=task, max_steps=1500, limit_val_batches=0)
-        assert abs(callback.ranks["net.0"] - 8) <= 4, callback.ranks
 
 
 def test_frobenius_decay_makes_the_products_smaller(fit):

@@ -121,9 +121,22 @@ def test_what_was_taken_back_is_tried_ever_more_seldom():
     ranks, state = student.follow(EnergyController(clock=FAST), range(0, 40_000, 100))
     grown = [i for i, (old, new) in enumerate(pairwise(ranks)) if new > old]
     waits = [later - sooner for sooner, later in pairwise(grown)]
-    assert waits == [4 + 16] + [64 + 16] * 4
+    assert waits == [4 + 16] + [50 + 16] * 5
     assert set(ranks) == {32, 40}
     assert state.num_reversals == state.num_changes - 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_need_that_turns_again_and_again_is_followed_every_time(seed):
+    # By a quantum each time, which all are reversals; but they stand for 60 updates.
+    student, state = Student(32, rank=32, noise=0.05, seed=seed), None
+    for turn in range(10):
+        student.needed = 40 if turn % 2 else 32
+        start = 6000 * turn
+        steps = range(start, start + 6000, 100)
+        ranks, state = student.follow(EnergyController(clock=FAST), steps, state)
+        assert student.rank == student.needed
+        assert flips(ranks) == 0
 
 
 def reading(values, growth=None, step=1000):

@@ -10,7 +10,9 @@ from spectral_lightning.linalg import (
     product_singular_values,
     product_triplets,
     truncation,
+    truncation_values,
 )
+from spectral_lightning.testing import RefuseHostSync
 
 SHAPES = [(40, 30, 8), (30, 40, 8), (12, 50, 12), (50, 12, 12), (6, 40, 9), (1, 7, 1)]
 
@@ -172,3 +174,33 @@ def test_components_that_are_only_rounding_become_zeros():
 def test_factors_that_do_not_fit_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_values_of_all_components_are_those_of_the_truncation(is_weighted):
+    left, right = factors(40, 30, 8)
+    moment = torch.diag(torch.logspace(0, 2, 8, dtype=torch.float64)) if is_weighted else None
+    found = truncation_values(left, right, moment)
+    truth = truncation(left, right, 8, moment).values
+    assert torch.allclose(found, truth, rtol=1e-12)
+
+
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_values_of_what_is_not_finite_are_nan_and_no_error(where):
+    parts = [*factors(20, 10, 3), torch.eye(3, dtype=torch.float64)]
+    parts[where][0, 0] = math.inf
+    assert truncation_values(*parts).isnan().all()
+
+
+def test_values_of_all_components_are_found_without_reading_anything():
+    class OnlyDecompositions(RefuseHostSync):
+        """Decompositions wait on an accelerator by themselves."""
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "_linalg_" in str(func):
+                return func(*args, **(kwargs or {}))
+            return super().__torch_dispatch__(func, types, args, kwargs)
+
+    left, right = factors(20, 10, 3)
+    with OnlyDecompositions():
+        truncation_values(left, right, torch.eye(3, dtype=torch.float64))
