@@ -112,6 +112,7 @@ class LanguageModeling(pl.LightningModule):
         self.register_buffer("token_bytes", torch.zeros(self.vocab_size, dtype=torch.int64))
         self._knows_bytes = False  # a Python flag, so that no step asks the device
         self._tokenizer: str | None = None
+        self._is_checked = False
         self._capacities = CapacityFit(self)
 
     @override
@@ -232,15 +233,20 @@ class LanguageModeling(pl.LightningModule):
 
     @override
     def on_validation_start(self) -> None:
-        """In the sanity check, refuse to train a model on the next token that can see it.
+        """In the sanity check, refuse to train a model on the next token that can see it."""
+        if self.trainer.sanity_checking:
+            self._check_causality()
 
-        Left out while the model is sharded, because then all ranks would have to take part.
+    @override
+    def on_train_start(self) -> None:
+        """Refuse it here if there was no sanity check."""
+        if not self._is_checked:
+            self._check_causality()
 
-        Raises:
-            ValueError: If a token's logits depend on a later token.
-        """
-        is_sharded = any(isinstance(parameter, DTensor) for parameter in self.parameters())
-        if self.trainer.sanity_checking and not is_sharded:
+    def _check_causality(self) -> None:
+        """Run `assert_causal`; left out while sharded, because then all ranks would take part."""
+        self._is_checked = True
+        if not any(isinstance(parameter, DTensor) for parameter in self.parameters()):
             assert_causal(self.model, self.vocab_size, num_cuts=4, atol=1e-2)
 
     @override

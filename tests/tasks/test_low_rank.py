@@ -14,24 +14,30 @@ def make_model(data, **settings):
     return LowRankTransformer(data.vocab_size, data.sequence_len, **options)
 
 
-def test_a_model_that_sees_the_next_token_is_refused_by_the_sanity_check(make_trainer, make_data):
+@pytest.mark.parametrize("num_sanity_val_steps", [0, 1])
+def test_a_model_that_sees_the_next_token_is_refused(make_trainer, make_data, num_sanity_val_steps):
+    """In the sanity check, or where that is left out at the start of training."""
     data = make_data()
     task = LanguageModeling(make_model(data, bidirectional=True))
-    trainer = make_trainer(max_steps=2, num_sanity_val_steps=1)
+    trainer = make_trainer(max_steps=2, num_sanity_val_steps=num_sanity_val_steps)
     with pytest.raises(ValueError, match="`model` must be causal, got logits at position 0"):
         trainer.fit(task, datamodule=data)
+    assert trainer.global_step == 0
 
 
-def test_the_check_leaves_the_run_as_it_is(make_trainer, make_data):
+def test_the_check_leaves_the_run_as_it_is(make_trainer, make_data, monkeypatch):
     losses = []
-    for steps in (0, 1):
+    for steps in (0, 1, None):
+        if steps is None:
+            module = "spectral_lightning.tasks.language_modeling"
+            monkeypatch.setattr(f"{module}.assert_causal", lambda *args, **kwargs: None)
         data = make_data()
         task = LanguageModeling(make_model(data, dropout=0.1))
-        trainer = make_trainer(max_steps=3, num_sanity_val_steps=steps)
+        trainer = make_trainer(max_steps=3, num_sanity_val_steps=steps or 0)
         torch.manual_seed(1)
         trainer.fit(task, datamodule=data)
         losses.append(trainer.callback_metrics["train/loss"].item())
-    assert losses[0] == losses[1]
+    assert losses[0] == losses[1] == losses[2]
 
 
 @pytest.mark.parametrize("capacity", [4, 16])
