@@ -137,9 +137,8 @@ class _Chunks(NamedTuple):
     def losses(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Losses of all tokens, shape ``(N,)``."""
         losses = torch.zeros_like(self.is_counted, dtype=self.dtype)
-        with torch.no_grad():
-            for part in self.parts():
-                losses[part] = self._rows(hidden, weight, bias, part)[0]
+        for part in self.parts():
+            losses[part] = self._rows(hidden, weight, bias, part)[0]
         return losses
 
     def loss_and_gradient(
