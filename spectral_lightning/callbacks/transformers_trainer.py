@@ -1,8 +1,12 @@
 """Our callbacks under Hugging Face's `transformers.Trainer`.
 
 Lives here: which of its events is which hook, and a view of it that answers what spectral
-callbacks ask of a Lightning Trainer. The only file that imports `transformers`, whose Trainer
-needs the package `accelerate`.
+callbacks ask of a Lightning Trainer. The only file of the callbacks that imports `transformers`,
+whose Trainer needs the package `accelerate`.
+
+StableMax in the same Trainer is a matter of the model or the loss, not of a callback:
+`spectral_lightning.tasks` has `install_loss(model, ...)`, which the saved model remembers, and
+`Trainer(compute_loss_func=stablemax_loss())`.
 """
 
 from collections.abc import Iterable

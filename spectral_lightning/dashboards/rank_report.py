@@ -224,8 +224,8 @@ def _caption(
     like_random = [found.type for found in types if found.is_like_random]
     if like_random:
         lines.append(
-            f"Target within {_LIKE_RANDOM:.0%} of the null target, so that by itself it says nothing"
-            f" of what was learned: {some_names(like_random, none='')}."
+            f"Target within {_LIKE_RANDOM:.0%} of the null target, so that by itself it says"
+            f" nothing of what was learned: {some_names(like_random, none='')}."
         )
     numbers = _parameters(history)
     if numbers is not None:

@@ -197,7 +197,7 @@ def with_lora(model: nn.Module, settings: LoraSettings) -> nn.Module:
 
 def recompute_activations(model: nn.Module) -> None:
     """Have a Hugging Face model compute activations again in the backward pass, not keep them."""
-    # The older name, with "gradient", is deprecated; the newer one is missing from transformers 5.0.
+    # Two names of one method; the older one, with "gradient", is deprecated in transformers 5.23.
     name = "activation_checkpointing_enable"
     enable = getattr(model, name, None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})  # type: ignore[operator]
