@@ -58,8 +58,11 @@ class GrowthProbe:
         self.num_steps = 0
         layer.set_probes(len(rows))
         if is_new:
-            with torch.no_grad(), whole_tensor(layer.right_factor) as right:
-                right[self._span(layer)] = self.rows.to(right.dtype)
+            with torch.no_grad():
+                with whole_tensor(layer.right_factor) as right:
+                    right[self._span(layer)] = self.rows.to(right.dtype)
+                with whole_tensor(layer.left_factor) as left:
+                    left[:, self._span(layer)] = 0
 
     @torch.no_grad()
     def take_(self, layer: LowRankLinear) -> None:

@@ -3,7 +3,7 @@
 Lives here: the projection. Does not live here: which parameters take part.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -23,9 +23,6 @@ rounding errors of a gradient that is parallel to its weight would get the gradi
 # float64. Elsewhere it only limits the memory of casts.
 _PIECE = {"cpu": 2**16}
 _LARGEST_PIECE = 2**24
-
-# Weights of so many elements together are read and overwritten while they are in a CPU's cache.
-_CPU_BATCH = 2**20
 
 # Below this ||g||^2, squares of float32 numbers lose their digits.
 _SMALLEST_SQUARE = 1e-30
@@ -64,7 +61,7 @@ def project_(
 
     Returns:
         ``cos(g, w)`` of each whole tensor before the projection, 0 where it is not defined, shape
-        ``(len(weights),)``, on the first weight's device.
+        ``(len(weights),)``, float64 where the device has it.
 
     Raises:
         ValueError: If an argument is out of its range, or a weight and its gradient differ in
@@ -85,24 +82,24 @@ def project_(
     check_projection(kinds, max_gain)
     pairs = zip(weights, gradients, kinds, strict=True)
     parts = [_Part(i, w, g, kind) for i, (w, g, kind) in enumerate(pairs) if _fits(w, g)]
-    zero = torch.zeros((), dtype=_exact(weights[0].device)) if weights else torch.zeros(())
-    cosines = [zero] * len(weights)
-    for batch in _batches(parts):
-        for part in batch:
-            part.measure()
-        _all_reduce(batch)
-        _pool([part for part in batch if part.kind == "global"])
-        first = batch[0].total
-        slopes, gains = _factors(torch.cat([part.rows.to(first) for part in batch]))
-        gains = gains.clamp_max(max_gain if rescale else 1.0)
-        sizes = [len(part.rows) for part in batch]
-        factors = zip(torch.split(slopes, sizes), torch.split(gains, sizes), strict=True)
-        for part, (slope, gain) in zip(batch, factors, strict=True):
-            part.apply(slope, gain)
-        found = _cosines(torch.cat([part.total.to(first) for part in batch]))
-        for part, cosine in zip(batch, found.unbind(), strict=True):
-            cosines[part.index] = cosine
-    return torch.stack([cosine.to(zero) for cosine in cosines]) if weights else zero[None][:0]
+    if not parts:
+        return torch.zeros(len(weights))
+    for part in parts:
+        part.measure()
+    _all_reduce(parts)
+    _pool([part for part in parts if part.kind == "global"])
+    first = parts[0].total
+    slopes, gains = _factors(torch.cat([part.rows.to(first) for part in parts]))
+    gains = gains.clamp_max(max_gain if rescale else 1.0)
+    sizes = [len(part.rows) for part in parts]
+    factors = zip(torch.split(slopes, sizes), torch.split(gains, sizes), strict=True)
+    for part, (slope, gain) in zip(parts, factors, strict=True):
+        part.apply(slope, gain)
+    cosines = [torch.zeros_like(first[0, 0])] * len(weights)
+    found = _cosines(torch.cat([part.total.to(first) for part in parts]))
+    for part, cosine in zip(parts, found.unbind(), strict=True):
+        cosines[part.index] = cosine
+    return torch.stack(cosines)
 
 
 def check_projection(kinds: Sequence[str], max_gain: float) -> None:
@@ -225,28 +222,10 @@ def _exact(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _batches(parts: list[_Part]) -> Iterator[list[_Part]]:
-    """All at once; on a CPU as many as its cache holds, unless they wait for one another."""
-    if not parts:
-        return
-    if any(p.total_dims or p.kind == "global" or p.weight.device.type != "cpu" for p in parts):
-        yield parts
-        return
-    batch, size = [], 0
-    for part in parts:
-        batch.append(part)
-        size += part.weight.numel()
-        if size >= _CPU_BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _all_reduce(batch: list[_Part]) -> None:
+def _all_reduce(parts: list[_Part]) -> None:
     """Complete the products of sharded tensors, by one all-reduce per set of mesh dimensions."""
     waiting: dict[tuple[DeviceMesh, tuple[int, ...]], list[Tensor]] = {}
-    for part in batch:
+    for part in parts:
         if part.mesh is None:
             continue
         if part.total_dims:

@@ -18,6 +18,7 @@ from spectral_lightning.callbacks.base import SpectralCallback
 from spectral_lightning.callbacks.monitor import SpectralMonitor
 from spectral_lightning.callbacks.orthogonal_gradient import OrthogonalGradient
 from spectral_lightning.callbacks.rank_adaptation import RankAdaptation
+from spectral_lightning.callbacks.softmax_collapse import SoftmaxCollapse
 from spectral_lightning.callbacks.svd_mode import SVDModeSwitch
 from spectral_lightning.callbacks.update_bound import UpdateBound
 from spectral_lightning.control import ASSRConfig
@@ -31,6 +32,7 @@ __all__ = [
     "OrthogonalGradient",
     "RankAdaptation",
     "SVDModeSwitch",
+    "SoftmaxCollapse",
     "SpectralCallback",
     "SpectralHealth",
     "SpectralMonitor",

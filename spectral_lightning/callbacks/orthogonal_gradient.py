@@ -104,8 +104,8 @@ class OrthogonalGradient(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
             _refuse_flat(type(trainer.strategy).__mro__, pl_module)
-            clips = trainer.gradient_clip_val and trainer.gradient_clip_algorithm
-            if clips and str(clips) == "value" and self.project != "update":
+            by_value = trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value"
+            if by_value and self.project != "update":
                 raise ValueError(
                     'OrthogonalGradient must not be followed by `gradient_clip_algorithm="value"`,'
                     " which turns gradients towards the weights again; clip by norm, or use an"

@@ -183,7 +183,7 @@ class RankAdaptation(SpectralCallback):
             return
         for layer in self._due(after).values():
             if layer.module.mode == "sliced":  # a hook would have the graph of others made anew
-                hook = layer.module.register_forward_pre_hook(layer.watch_inputs)
+                hook = layer.module.register_forward_pre_hook(layer.watch_inputs, with_kwargs=True)
                 self._handles.append(hook)
 
     @override
@@ -237,7 +237,7 @@ class RankAdaptation(SpectralCallback):
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
-        self._unhook()
+        self._release()
         if self._log is not None:
             self._log.end(trainer, pl_module, print_table=self.print_table)
             self._log = None
@@ -246,7 +246,7 @@ class RankAdaptation(SpectralCallback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        self._unhook()
+        self._release()
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -324,6 +324,13 @@ class RankAdaptation(SpectralCallback):
             if name in due and layer.probe is None and layer.module.capacity > layer.module.rank:
                 seed = 100_003 * step + number
                 layer.probe = GrowthProbe(layer.module, self.probes, seed=seed)
+
+    def _release(self) -> None:
+        """Leave nothing behind in the model that only this callback would look after."""
+        self._unhook()
+        for layer in self._layers.values():
+            if layer.probe is not None:
+                layer.module.set_probes(0)
 
     def _unhook(self) -> None:
         for handle in self._handles:

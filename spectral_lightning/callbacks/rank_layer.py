@@ -63,12 +63,17 @@ class RankLayer:
         """Shape, capacity and rank."""
         return LayerSize(self.target.shape, self.module.capacity, self.module.rank)
 
-    def watch_inputs(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """Add the hidden activations of a batch to the moment; a hook before the forward pass."""
+    def watch_inputs(
+        self, module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]
+    ) -> None:
+        """Add the hidden activations of a training batch to the moment; a forward pre-hook."""
+        if not torch.is_grad_enabled():  # validation in between
+            return
         layer = self.module
-        with torch.no_grad(), torch.autocast(args[0].device.type, enabled=False):
+        (x,) = args or kwargs.values()
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             _, right = gathered_factors(layer)
-            hidden = linear(args[0].flatten(0, -2).to(right.dtype), right)
+            hidden = linear(x.reshape(-1, x.shape[-1]).to(right.dtype), right)
             hidden = torch.cat([hidden, hidden.new_ones(len(hidden), 1)], dim=1)
             found = hidden.mT @ hidden
             self.moment = found if self.moment is None else self.moment + found

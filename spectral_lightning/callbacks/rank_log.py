@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from rich.console import Console
 
 from spectral_lightning.callbacks.base import boards, num_batches
@@ -66,6 +66,7 @@ class RankLog:
     ) -> None:
         """Write the checks of one step to the file and the loggers."""
         values: dict[str, float] = {}
+        null_targets = self._null_targets(readings)
         for name, decision in decisions.items():
             reading = readings[name]
             found = RankCheck(
@@ -74,7 +75,7 @@ class RankLog:
                 rank=reading.rank,
                 next_rank=decision.rank,
                 target=decision.target,
-                null_target=self._null_target(reading),
+                null_target=null_targets.get(name),
                 verdict=str(decision.verdict),
                 growth=reading.growth,
                 stable_rank=_stable_rank(reading),
@@ -116,6 +117,13 @@ class RankLog:
         """Write how many parameters there are in the end, and the last picture; print the ranks."""
         if not trainer.is_global_zero or not self._layers:
             return
+        fading = [name for name, layer in self._layers.items() if layer.fade is not None]
+        if fading:
+            rank_zero_info(
+                f"RankAdaptation ends while components of {len(fading)} layers fade, such as"
+                f" {fading[0]}: they count as active. The controller's clock should stop"
+                " (`freeze_after`) `fade_steps` before the end."
+            )
         modules = [layer.module for layer in self._layers.values()]
         costs = [module.in_features + module.out_features for module in modules]
         factors = {id(f) for m in modules for f in (m.left_factor, m.right_factor)}
@@ -140,16 +148,19 @@ class RankLog:
         else:
             self._writer.append(event)
 
-    def _null_target(self, reading: RankReading) -> float | None:
-        """What the controller would want of untrained random factors of this rank."""
-        null = RankReading(
-            step=reading.step,
-            shape=reading.shape,
-            rank=reading.rank,
-            capacity=reading.capacity,
-            values=null_product_values(reading.shape, reading.rank),
-        )
-        return self._controller.targets({"": null}).get("")
+    def _null_targets(self, readings: Mapping[str, RankReading]) -> dict[str, float]:
+        """What the controller would want of untrained random factors of these ranks."""
+        nulls = {
+            name: RankReading(
+                step=reading.step,
+                shape=reading.shape,
+                rank=reading.rank,
+                capacity=reading.capacity,
+                values=null_product_values(reading.shape, reading.rank),
+            )
+            for name, reading in readings.items()
+        }
+        return self._controller.targets(nulls)
 
 
 def _stable_rank(reading: RankReading) -> float | None:

@@ -5,7 +5,6 @@ change (`rank_budget`).
 """
 
 import heapq
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -77,7 +76,8 @@ class LayerWorth:
     def offer(self, rank: int, direction: int) -> Offer | None:
         """The next quantum up (1) or down (-1) from a rank; None at a bound.
 
-        Nothing is known of a layer whose reading failed: its quanta count as priceless.
+        Nothing is known of a layer whose reading failed, and nothing can be done to it: it offers
+        nothing.
         """
         key = rank, direction
         if key not in self.offers:
@@ -86,11 +86,10 @@ class LayerWorth:
 
     def _offer(self, rank: int, direction: int) -> Offer | None:
         new = self.clock.neighbour(rank, direction, self.reading.capacity)
-        if new == rank:
+        if new == rank or self.reading.failure:
             return None
         low, high = min(rank, new), max(rank, new)
-        worth = math.inf if self.reading.failure else self.worth(low, high)
-        return Offer(self.name, new, worth, (high - low) * self.reading.unit_cost)
+        return Offer(self.name, new, self.worth(low, high), (high - low) * self.reading.unit_cost)
 
 
 Layers = Mapping[str, LayerWorth]
@@ -121,12 +120,12 @@ def allot(layers: Layers, ranks: Mapping[str, int], allowance: float) -> Ranks:
 def cut(layers: Layers, ranks: Mapping[str, int], allowance: float) -> Ranks:
     """Ranks that fit into an allowance: the quanta that are worth least are dropped.
 
-    The allowance has to hold the smallest ranks.
+    The allowance has to hold the smallest ranks, and layers that offer nothing are not cut.
     """
     new = dict(ranks)
     excess = total_cost(layers, new) - allowance
     heap = _droppable(layers, new, new)
-    while excess > 0:
+    while excess > 0 and heap:
         *_, offer = heapq.heappop(heap)
         excess -= offer.cost
         new[offer.name] = offer.rank

@@ -158,10 +158,10 @@ class ChatRenderer:
                 start = at + len(slot.header)
                 content = messages[slot.message]["content"]
                 # Step over the content, which may itself spell what stands after it.
-                known = (
-                    part for part in (content, content.strip()) if text.startswith(part, start)
-                )
-                cursor = start + len(next(known, ""))
+                begin = start + len(text[start:]) - len(text[start:].lstrip())
+                spelt = ((content, start), (content.strip(), begin))
+                known = (at + len(part) for part, at in spelt if text.startswith(part, at))
+                cursor = next(known, start)
             previous = slot
         if not answers:
             raise UnusableDialogueError(_NO_TURN)

@@ -13,6 +13,8 @@ from spectral_lightning.models.generation import CausalModel, generate
 from spectral_lightning.models.gpt import GPT
 from spectral_lightning.models.kv_cache import KVCache
 from spectral_lightning.models.low_rank_transformer import LowRankTransformer
+from spectral_lightning.models.mlp import SymbolMLP
+from spectral_lightning.models.symbol_transformer import SymbolTransformer
 
 __all__ = [
     "GPT",
@@ -22,6 +24,8 @@ __all__ = [
     "LowRankTransformer",
     "MacsPerToken",
     "ParameterCounts",
+    "SymbolMLP",
+    "SymbolTransformer",
     "assert_causal",
     "assert_uses_past",
     "dense_twin",

@@ -54,9 +54,12 @@ def factorize(
     found = linear_layers(model, layers)
     inputs = {} if inputs is None else inputs
     ranks = _ranks(found, inputs, rank, energy, budget)
-    for name, linear in found.items():
-        made = low_rank_from_linear(linear, ranks[name], inputs=inputs.get(name), **options)
-        replace_module(model, linear, made)
+    made = {
+        name: low_rank_from_linear(linear, ranks[name], inputs=inputs.get(name), **options)
+        for name, linear in found.items()
+    }
+    for name, linear in found.items():  # all, or none if one is refused
+        replace_module(model, linear, made[name])
     return ranks
 
 

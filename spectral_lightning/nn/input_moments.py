@@ -1,7 +1,7 @@
 """What linear layers read: second moments of their inputs, over some batches."""
 
 import fnmatch
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -33,15 +33,19 @@ def input_moments(
     counts = dict.fromkeys(found, 0)
 
     def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = args[0].flatten(0, -2)
+        def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
+            (x,) = args or kwargs.values()
+            x = x.reshape(-1, x.shape[-1])
             x = x.to(torch.promote_types(x.dtype, torch.float32))
             sums[name] = sums.get(name, 0) + x.mT @ x
             counts[name] += len(x)
 
         return hook
 
-    handles = [module.register_forward_pre_hook(watch(name)) for name, module in found.items()]
+    handles = [
+        module.register_forward_pre_hook(watch(name), with_kwargs=True)
+        for name, module in found.items()
+    ]
     try:
         for batch in batches:
             model(batch) if run is None else run(model, batch)

@@ -251,6 +251,8 @@ class LowRankLinear(nn.Module):
         if prefix + "active_rank" in state_dict:
             self._rank, self._num_probes = int(state_dict[prefix + "active_rank"]), 0
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        with torch.no_grad():
+            self.gate[self._rank :] = 0  # probes belong to who measures with them
 
     def fitted(self, state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
         """Saved factors of another capacity, cut or padded with zeros to this one.

@@ -2,6 +2,7 @@
 
 from spectral_lightning.tasks.bits_per_byte import BitsPerByte, TokenLoss
 from spectral_lightning.tasks.checkpoint import load_language_model
+from spectral_lightning.tasks.classification import Classification
 from spectral_lightning.tasks.hf_causal_lm import HFCausalLM
 from spectral_lightning.tasks.hf_generation import StableMaxLogitsProcessor
 from spectral_lightning.tasks.hf_loss import assert_loss_is_used, install_loss, stablemax_loss
@@ -15,6 +16,7 @@ from spectral_lightning.tasks.llama2c import (
 
 __all__ = [
     "BitsPerByte",
+    "Classification",
     "HFCausalLM",
     "LanguageModeling",
     "LoraSettings",

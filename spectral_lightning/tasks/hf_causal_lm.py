@@ -170,6 +170,7 @@ class HFCausalLM(HFTask):
     @override
     def on_train_start(self) -> None:
         """Forget what an earlier run left unfinished."""
+        super().on_train_start()
         self._num_batches, self._num_empty = 0, torch.zeros((), device=self.device)
         if self.window is not None:
             self.window.clear()

@@ -106,8 +106,8 @@ def continue_text(
     Args:
         model: A Hugging Face causal LM.
         tokenizer: Cuts the prompt and joins the result.
-        prompt: Text to continue, at least one token.
-        max_new_tokens: Tokens to add at most, at least 1.
+        prompt: Text to continue, at least one token, shorter than the model's context.
+        max_new_tokens: Tokens to add at most, at least 1; the context may allow less.
         seed: Seed of the random numbers.
         options: Further arguments of the model's `generate`, such as `temperature` or `top_p`.
 
@@ -116,7 +116,7 @@ def continue_text(
 
     Raises:
         FloatingPointError: If the model's logits are NaN.
-        ValueError: If the prompt is no token long.
+        ValueError: If the prompt is no token long, or fills the context.
     """
     device = next(model.parameters()).device
     encoded = tokenizer(prompt, return_tensors="pt").to(device)
@@ -125,7 +125,10 @@ def continue_text(
     inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
     # One row needs no padding, but `generate` asks for it.
     pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-    settings = {"do_sample": True, "logits_processor": logits_processors(model), **options}
+    # What is left out here, transformers fills in: the 50 likeliest tokens, the model's own taste.
+    exact = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
+    settings = {**exact, "logits_processor": logits_processors(model), **options}
+    max_new_tokens = _fitting(model, encoded["input_ids"].shape[-1], max_new_tokens)
     with _evaluation_mode(model), torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
@@ -139,6 +142,19 @@ def continue_text(
                 "`model` must give finite logits, got NaN; its training has diverged."
             ) from error
     return str(tokenizer.decode(tokens[0], skip_special_tokens=True))
+
+
+def _fitting(model: nn.Module, num_prompt: int, max_new_tokens: int) -> int:
+    """Tokens to add that the context has room for, if the model's config tells its length."""
+    length = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(length, int):
+        return max_new_tokens
+    if num_prompt >= length:
+        raise ValueError(
+            f"`prompt` must leave room in the model's context of {length} tokens, got"
+            f" {num_prompt}; shorten it."
+        )
+    return min(max_new_tokens, length - num_prompt)
 
 
 @contextmanager

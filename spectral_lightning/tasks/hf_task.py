@@ -44,6 +44,7 @@ class HFTask(pl.LightningModule):
         self.valid, self.test = Evaluation(loss), Evaluation(loss)
         self.register_buffer("token_bytes", None, persistent=False)
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._is_checked = False
 
     @override
     def forward(self, tokens: Tensor) -> Tensor:
@@ -69,7 +70,18 @@ class HFTask(pl.LightningModule):
         Raises:
             ValueError: If a token's logits depend on a later token.
         """
-        if self.trainer.sanity_checking and not self.is_sharded():
+        if self.trainer.sanity_checking:
+            self._check_causality()
+
+    @override
+    def on_train_start(self) -> None:
+        """Refuse it here if there was no sanity check."""
+        if not self._is_checked:
+            self._check_causality()
+
+    def _check_causality(self) -> None:
+        self._is_checked = True
+        if not self.is_sharded():
             weight = next(self.model.parameters())
             # Logits of fresh models differ by 1e-4 where they leak; experts sum in changing order.
             atol = 1e-5 if weight.dtype == torch.float32 else 1e-2

@@ -107,10 +107,10 @@ def test_a_failed_layer_keeps_its_rank_and_its_part_of_the_budget():
     assert ranks_of(decisions) == {"broken": 40, "good": 24}
     assert decisions["broken"].verdict is RankVerdict.NOT_FINITE
     assert decisions["good"].target == 24.0
-    # Only a budget that does not even hold both has it cut, and last.
+    # Nothing can be done to it, also if the budget does not even hold both.
     cut = BudgetAllocator(budget=40 * 1024, clock=FAST).update({}, readings)
-    assert ranks_of(cut) == {"broken": 32, "good": 8}
-    assert cut["broken"].verdict is RankVerdict.OVER_BUDGET
+    assert ranks_of(cut) == {"broken": 40, "good": 8}
+    assert cut["broken"].verdict is RankVerdict.NOT_FINITE
 
 
 def test_all_layers_are_checked_as_often_as_the_most_restless_one():

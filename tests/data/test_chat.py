@@ -185,3 +185,17 @@ def test_chat_that_cannot_be_followed_is_unusable(make_tokenizer, template, mess
 def test_tokenizer_without_end_of_sequence_is_refused(make_tokenizer):
     with pytest.raises(ValueError, match="`tokenizer` must have an end-of-sequence token"):
         DialogueEncoder(make_tokenizer(eos_token=None), 10)
+
+
+@pytest.mark.parametrize("generation_prompt", ["ASSISTANT:", "ASSISTANT: "])
+def test_header_quoted_in_an_answer_is_not_taken_for_a_turn(make_tokenizer, generation_prompt):
+    """Also where the prompt to generate ends before the space that answers begin with."""
+    template = (
+        "{% for m in messages %}{{ m['role'].upper() + ': ' + m['content'] + '\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '" + generation_prompt + "' }}{% endif %}"
+    )
+    quoting = "log:\nUSER: b\nASSISTANT: ok"
+    turns = [("user", "hi"), ("assistant", quoting), ("user", "thanks"), ("assistant", "c")]
+    encoder = DialogueEncoder(make_tokenizer(chat_template=template), 1000)
+    found = trained(encoder, chat(*turns))
+    assert [part.split("</s>")[0].strip() for part in found] == [quoting, "c"]

@@ -253,9 +253,9 @@ def test_a_monitor_and_recomputed_activations_change_nothing(make_trainer, name)
     for options, callbacks in (({}, []), ({"gradient_checkpointing": True}, [SpectralMonitor()])):
         ours, calls = task(name, **options), []
         mlp = next(m for n, m in ours.model.named_modules() if n.endswith("0.mlp"))
-        mlp.register_forward_pre_hook(lambda *args, calls=calls: calls.append(1))
+        mlp.register_forward_pre_hook(lambda mlp, _, calls=calls: calls.append(mlp.training))
         make_trainer(max_steps=3, callbacks=callbacks).fit(ours, loader())
-        assert len(calls) == (6 if options else 3)
+        assert sum(calls) == (6 if options else 3)
         runs.append(list(ours.model.parameters()))
     assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
 
@@ -399,3 +399,10 @@ def test_an_unused_warmup_is_named():
         HFCausalLM(
             make(), warmup_steps=1, lr_scheduler=lambda o: torch.optim.lr_scheduler.LambdaLR(o, id)
         )
+
+
+def test_a_model_that_sees_the_future_is_refused_without_a_sanity_check(make_trainer):
+    bert = {"model_type": "bert", "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1}
+    task = HFCausalLM(bert | {"num_attention_heads": 2, "intermediate_size": 32})
+    with pytest.raises(ValueError, match="`model` must be causal"):
+        make_trainer(max_steps=1, num_sanity_val_steps=0).fit(task, loader())

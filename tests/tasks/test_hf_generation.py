@@ -139,3 +139,23 @@ def test_a_saved_folder_has_all_that_generation_needs(make_task, make_trainer, t
     assert again.generate("w3 w4", 8) == task.generate("w3 w4", 8)
     plain = AutoModelForCausalLM.from_pretrained(folder)
     assert install_loss(plain).cross_entropy == STABLEMAX
+
+
+def test_text_is_drawn_from_all_words_and_not_from_the_likeliest_fifty():
+    """transformers cuts to 50 where nothing is said, and takes the model's own temperature."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(300)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    task = HFCausalLM(settings("llama") | {"vocab_size": 300, "eos_token_id": None}, STABLEMAX)
+    task._tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    task.model.generation_config.temperature = 1e-3
+    found = {task.generate("w1 w2", 1, seed=seed).split()[-1] for seed in range(200)}
+    assert len(found) > 100
+
+
+def test_a_continuation_ends_where_the_context_does():
+    task = HFCausalLM(settings("gpt2") | {"n_positions": 12, "eos_token_id": None})
+    task._tokenizer = PreTrainedTokenizerFast(tokenizer_object=words())
+    assert len(task.generate("w1 w2 w3", 64).split()) == 12
+    with pytest.raises(ValueError, match="`prompt` must leave room in the model's context of 12"):
+        task.generate(" ".join(["w1"] * 12), 1)

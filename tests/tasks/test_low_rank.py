@@ -25,6 +25,24 @@ def test_a_model_that_sees_the_next_token_is_refused(make_trainer, make_data, nu
     assert trainer.global_step == 0
 
 
+@pytest.mark.parametrize("width", [64, 256])
+def test_a_leak_that_is_small_at_first_is_refused_too(make_trainer, make_data, width):
+    """Initial values of 0.02 hide the future at first; training finds it."""
+    data = make_data()
+    model = LowRankTransformer.v18(
+        data.vocab_size,
+        sequence_len=data.sequence_len,
+        depth=2,
+        model_dim=width,
+        num_heads=4,
+        rank=16,
+        capacity=16,
+        bidirectional=True,
+    )
+    with pytest.raises(ValueError, match="`model` must be causal"):
+        make_trainer(max_steps=1).fit(LanguageModeling(model), datamodule=data)
+
+
 def test_the_check_leaves_the_run_as_it_is(make_trainer, make_data, monkeypatch):
     losses = []
     for steps in (0, 1, None):
