@@ -75,7 +75,22 @@ FLAGS = {
         "--log-interval": ("trainer.log_every_n_steps", 50),
     },
 }
-"""Every flag of the original's commands that concerns training: our option, and its default."""
+"""Flags of the original's commands that a config has a value for: our option, and its default."""
+
+WITHOUT_VALUE = {
+    **dict.fromkeys(["--resume", "--ckpt"], "--ckpt_path"),
+    "--train-frac": "--data.valid_fraction",
+    "--device": "--trainer.accelerator",
+    "--overfit-one-batch": "--trainer.overfit_batches",
+    "--sample-every": "validation",
+    "--sample-len": "--model.sample_tokens",
+    "--log-ranks-full": "rank_events.jsonl",
+    "--power-iters": "exact",
+    **dict.fromkeys(["--mode", "--prompt", "--max-new-tokens"], "spectral generate"),
+    **dict.fromkeys(["--temperature", "--top-k"], "spectral generate"),
+    "--top-p": "none",
+}
+"""The others, all of version 18, and what does their work."""
 
 
 def spectral(folder, *arguments):
@@ -109,6 +124,9 @@ def test_the_readme_maps_every_flag():
             (row,) = (row for row in rows if f"`{flag}`" in row.split("|")[1])
             name = option.rpartition(".")[2]
             assert name in row.split("|")[2], (version, flag)
+    for flag, answer in WITHOUT_VALUE.items():
+        (row,) = (row for row in rows if f"`{flag}`" in row.split("|")[1])
+        assert answer in row.split("|")[2], flag
 
 
 @pytest.mark.slow
