@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from spectral_lightning.losses import CrossEntropy
-from spectral_lightning.optim import parameter_groups
+from spectral_lightning.optim import OrthogonalOptimizer, parameter_groups
 from spectral_lightning.tasks.checkpoint import CHECKPOINT_KEY, check_tensors, read_checkpoint
 from spectral_lightning.tasks.hf_batches import inputs_and_targets
 from spectral_lightning.tasks.hf_checks import check_data, check_settings, check_strategy
@@ -155,7 +155,12 @@ class HFCausalLM(HFTask):
         Raises:
             ValueError: If the learning rate should fall at the end of a run that has none.
         """
-        optimizer = self.optimizer(parameter_groups(self.model))
+        groups = parameter_groups(self.model)
+        if self.lora is not None:  # a factor's own direction is not that of the weight it adds to
+            groups = [{**group, "orthogonal": "off"} for group in groups]
+        optimizer = self.optimizer(groups)
+        if self.lora is not None and isinstance(optimizer, OrthogonalOptimizer):
+            rank_zero_warn("The factors of `lora` are not projected by an orthogonal optimizer.")
         if self.lr_scheduler is not None:
             return with_scheduler(optimizer, self.lr_scheduler(optimizer))
         scheduler = schedule_run(
@@ -246,6 +251,8 @@ class HFCausalLM(HFTask):
         checkpoint[CHECKPOINT_KEY] = {
             "config": json.loads(inner_model(self.model).config.to_json_string(use_diff=False)),
             "lora": None if self.lora is None else asdict(self.lora),
+            "token_weighted": self.window is not None,
+            "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
         }
 
     @override
@@ -279,5 +286,7 @@ class HFCausalLM(HFTask):
         saved = read_checkpoint(checkpoint_path).get(CHECKPOINT_KEY, {})
         if "model" not in kwargs and "config" in saved:
             lora = saved["lora"]
-            kwargs = {"lora": lora and LoraSettings(**lora), "model": saved["config"], **kwargs}
+            built = {name: saved[name] for name in ("token_weighted", "dtype") if name in saved}
+            built |= {"lora": lora and LoraSettings(**lora), "model": saved["config"]}
+            kwargs = {**built, **kwargs}
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)

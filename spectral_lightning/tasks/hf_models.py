@@ -132,9 +132,12 @@ def _config(settings: dict[str, Any]) -> Any:
 
 def _pretrained(name: str, options: dict[str, Any]) -> nn.Module:
     path = Path(name).expanduser()
-    if path.is_dir() and not any(
-        (path / file).is_file() for file in ("config.json", "adapter_config.json")
-    ):
+    if path.is_dir() and not (path / "config.json").is_file():
+        if (path / "adapter_config.json").is_file():  # it knows neither the loss nor to train on
+            raise ValueError(
+                f"`model` must be a whole model, got {path} with a LoRA adapter alone; give the"
+                " folder with the merged model, or load both with `peft` and give the object."
+            )
         raise ValueError(
             f"`model` must be a folder with a config.json when it is a folder, got {path}."
         )

@@ -186,6 +186,16 @@ def test_a_checkpoint_alone_builds_the_task(make_trainer, tmp_path):
         HFCausalLM.load_from_checkpoint(tmp_path / "run.ckpt", model=make("gpt2"))
 
 
+@pytest.mark.parametrize("options", [{"token_weighted": False}, {"dtype": "bfloat16"}])
+def test_a_checkpoint_loads_as_the_task_that_it_was(make_trainer, tmp_path, options):
+    trainer, trained = make_trainer(max_steps=2), task(**options)
+    trainer.fit(trained, loader())
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    loaded = HFCausalLM.load_from_checkpoint(tmp_path / "run.ckpt", weights_only=True)
+    assert (loaded.window is None) == (trained.window is None)
+    assert next(loaded.model.parameters()).dtype == next(trained.model.parameters()).dtype
+
+
 def test_validation_counts_every_token_alike(make_trainer):
     ours = task(loss=CrossEntropy(transform="stablemax", label_smoothing=0.1, z_loss=0.1))
     ours.model.lm_head.weight.data.mul_(30)

@@ -3,6 +3,8 @@
 import copy
 import importlib.util
 import json
+from contextlib import nullcontext
+from functools import partial
 
 import huggingface_hub.constants
 import pytest
@@ -10,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, T5Config
 
 from spectral_lightning.losses import CrossEntropy
+from spectral_lightning.optim import OrthogonalSGD
 from spectral_lightning.tasks import HFCausalLM, LoraSettings
 from tests.tasks.hf_cases import CONFIGS, loader, settings
 
@@ -117,9 +120,25 @@ def test_lora_trains_its_additions_alone_and_is_saved_whole(make_trainer, tmp_pa
     assert whole.loss == STABLEMAX
     assert torch.allclose(whole(TOKENS), task(TOKENS), atol=1e-5)
     assert (folder / "adapter" / "adapter_config.json").is_file()
+    with pytest.raises(ValueError, match="with a LoRA adapter alone; give the folder with"):
+        HFCausalLM(str(folder / "adapter"))
     trainer.save_checkpoint(tmp_path / "run.ckpt")
     loaded = HFCausalLM.load_from_checkpoint(tmp_path / "run.ckpt", weights_only=True)
     assert torch.equal(loaded(TOKENS), task(TOKENS))
+
+
+@needs_peft
+def test_factors_of_lora_are_not_projected(make_trainer):
+    """Their steps are those of the plain optimizer."""
+    found = []
+    for optimizer in (torch.optim.SGD, OrthogonalSGD):
+        torch.manual_seed(0)
+        ours = HFCausalLM(make("llama"), None, partial(optimizer, lr=0.1), lora={"rank": 2})
+        says = pytest.warns(UserWarning, match="`lora` are not projected")
+        with says if optimizer is OrthogonalSGD else nullcontext():
+            make_trainer(max_steps=2).fit(ours, loader())
+        found.append([p for p in ours.parameters() if p.requires_grad])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_lora_without_peft_says_what_to_install(monkeypatch):
