@@ -4,6 +4,7 @@ Lives here: factors, gradients and running means of a `LowRankLinear`, and how t
 Does not live here: which rank a layer should have (`control`), and when it changes.
 """
 
+import warnings
 from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
@@ -176,6 +177,7 @@ def grow_(layer: LowRankLinear, optimizer: Optimizer | None, rows: Tensor) -> No
     with whole_tensor(layer.right_factor) as right, whole_tensor(layer.left_factor) as left:
         right[old:rank] = rows
         left[:, old:rank] = 0
+    _forget_unknown_(layer, optimizer)
     for parameter, state in _states(layer, optimizer):
         for name in (*FIRST_MOMENTS, *SECOND_MOMENTS):
             if state.get(name) is not None:
@@ -216,6 +218,7 @@ def regauge_(
     if moments not in get_args(Moments):
         known = ", ".join(get_args(Moments))
         raise ValueError(f"`moments` must be one of {known}, got {moments!r}.")
+    _forget_unknown_(layer, optimizer)
     _absorb_gates(layer, optimizer)
     k = int(found.of_left.any(dim=0).sum())
     T, P = found.of_left[:, :k], found.of_right[:, :k]
@@ -258,6 +261,21 @@ def _forget_(state: dict[str, Any]) -> None:
             value.zero_()
         elif name == "step":
             state[name] = 0
+
+
+def _forget_unknown_(layer: LowRankLinear, optimizer: Optimizer | None) -> None:
+    """Begin anew, with a warning, where an optimizer keeps what is not known to follow."""
+    for _, state in _states(layer, optimizer):
+        known = {*FIRST_MOMENTS, *SECOND_MOMENTS}
+        tensors = {name for name, value in state.items() if isinstance(value, Tensor)}
+        unknown = sorted(name for name in tensors - known if state[name].numel() > 1)
+        if unknown:
+            warnings.warn(
+                f"{type(optimizer).__name__} keeps {', '.join(unknown)} of low-rank layers, which"
+                " cannot follow a change of rank and begins anew; Adam, SGD and Muon carry theirs.",
+                stacklevel=3,
+            )
+            _forget_(state)
 
 
 def _absorb_gates(layer: LowRankLinear, optimizer: Optimizer | None) -> None:

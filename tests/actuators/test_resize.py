@@ -313,3 +313,13 @@ def test_weights_of_zeros_or_without_finite_values_are_refused():
         layer.left_factor.fill_(torch.nan)
     with pytest.raises(ValueError, match="`left` must be finite"):
         shrink_(layer, None, 4)
+
+
+@pytest.mark.parametrize("make", [torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.Rprop])
+@pytest.mark.parametrize("change", [lambda *run: shrink_(*run, 6), lambda *run: grow_to(*run, 10)])
+def test_what_is_not_known_to_follow_begins_anew_with_a_warning(make, change):
+    layer, optimizer = trained(make, rank=8)
+    with pytest.warns(UserWarning, match=f"{make.__name__} keeps .* which cannot follow a change"):
+        change(layer, optimizer)
+    for state in optimizer.state.values():
+        assert not any(torch.as_tensor(value).any() for value in state.values())
