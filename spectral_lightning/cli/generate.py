@@ -53,7 +53,7 @@ def _samples(options: argparse.Namespace) -> list[str]:
     from spectral_lightning.models import generate
     from spectral_lightning.tasks import load_language_model
 
-    model, tokenizer = load_language_model(options.checkpoint)
+    model, tokenizer, loss = load_language_model(options.checkpoint)
     prompt = tokenizer.encode(options.prompt).ids
     tokens = generate(
         model,
@@ -63,5 +63,6 @@ def _samples(options: argparse.Namespace) -> list[str]:
         top_k=options.top_k,
         seed=options.seed,
         stop_token=tokenizer.token_to_id(BOS),  # where the next document would begin
+        transform=loss.transform,
     )
     return [tokenizer.decode(row) for row in tokens.tolist()]

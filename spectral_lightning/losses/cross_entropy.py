@@ -12,7 +12,6 @@ from spectral_lightning.losses.rows import Rows, row_gradients, row_losses
 from spectral_lightning.losses.targets import (
     Reduction,
     Target,
-    Transform,
     check_choice,
     check_targets,
     checked_weight,
@@ -21,6 +20,7 @@ from spectral_lightning.losses.targets import (
     soft_target,
     total_weight,
 )
+from spectral_lightning.nn.functional import Transform
 
 
 @dataclass(frozen=True, kw_only=True)

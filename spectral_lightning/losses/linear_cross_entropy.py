@@ -13,7 +13,6 @@ from spectral_lightning.losses.rows import Rows, row_gradients, row_losses
 from spectral_lightning.losses.targets import (
     Reduction,
     Target,
-    Transform,
     check_choice,
     check_targets,
     checked_weight,
@@ -21,6 +20,7 @@ from spectral_lightning.losses.targets import (
     resolved_dtype,
     total_weight,
 )
+from spectral_lightning.nn.functional import Transform
 
 
 def linear_cross_entropy(

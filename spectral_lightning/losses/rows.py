@@ -15,8 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spectral_lightning.losses.targets import Target, Transform
+from spectral_lightning.losses.targets import Target
 from spectral_lightning.nn import symlog
+from spectral_lightning.nn.functional import Transform
 
 
 class Rows(NamedTuple):

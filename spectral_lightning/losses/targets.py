@@ -5,7 +5,6 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-Transform = Literal["softmax", "stablemax"]
 Reduction = Literal["mean", "none", "sum"]
 
 

@@ -5,12 +5,13 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
 from spectral_lightning.models.kv_cache import KVCache
+from spectral_lightning.nn.functional import Transform, symlog
 
 
 class CausalModel(Protocol):
@@ -41,6 +42,7 @@ def generate(
     top_k: int | None = None,
     seed: int = 0,
     stop_token: int | None = None,
+    transform: Transform = "softmax",
 ) -> Tensor:
     """Continue every row of the prompt, one sampled token at a time.
 
@@ -54,11 +56,14 @@ def generate(
             Repeat a row to draw several samples of it.
         max_new_tokens: Number of tokens to add, at least 1. Prompt and new tokens together must
             fit into the model's `sequence_len`.
-        temperature: Divides the logits, at least 0; 0 takes the most probable token.
+        temperature: Divides the logits, at least 0; 0 takes the most probable token. With StableMax
+            it divides their `symlog`, and so is an exponent of the probabilities there too.
         top_k: Sample among this many most probable tokens, at least 1; None means all.
         seed: Seed of the private random generator.
         stop_token: Token id that ends a row; the rest of the row is filled with it. Generation
             ends early when all rows have ended. None never ends a row.
+        transform: What turns logits into probabilities: ``softmax`` or ``stablemax``, as the model
+            was trained with.
 
     Returns:
         Prompt and new tokens, shape ``(B, T + n)`` with ``n <= max_new_tokens``, int64, on the
@@ -76,6 +81,8 @@ def generate(
     """
     _check_prompt(model, prompt_BT, max_new_tokens)
     _check_sampling(model, temperature, top_k, stop_token)
+    if transform not in get_args(Transform):
+        raise ValueError(f"`transform` must be one of {get_args(Transform)}, got {transform!r}.")
     generator = torch.Generator(prompt_BT.device).manual_seed(seed)
     kv_cache = KVCache(prompt_BT.shape[1] + max_new_tokens)
     finished_B = torch.zeros(prompt_BT.shape[0], dtype=torch.bool, device=prompt_BT.device)
@@ -83,7 +90,7 @@ def generate(
     with _evaluation_mode(model):
         for _ in range(max_new_tokens):
             logits_BV = model(unread_BT, kv_cache=kv_cache)[:, -1]
-            next_B = _choose(logits_BV, temperature, top_k, generator)
+            next_B = _choose(logits_BV, temperature, top_k, transform, generator)
             if stop_token is not None:
                 next_B = next_B.masked_fill(finished_B, stop_token)
                 finished_B |= next_B == stop_token
@@ -95,7 +102,11 @@ def generate(
 
 
 def _choose(
-    logits_BV: Tensor, temperature: float, top_k: int | None, generator: torch.Generator
+    logits_BV: Tensor,
+    temperature: float,
+    top_k: int | None,
+    transform: Transform,
+    generator: torch.Generator,
 ) -> Tensor:
     """Draw one token id per row, shape ``(B,)``."""
     if not bool((logits_BV < math.inf).all()):  # false for NaN too
@@ -106,7 +117,8 @@ def _choose(
         return logits_BV.argmax(dim=-1)
     num_candidates = logits_BV.shape[-1] if top_k is None else min(top_k, logits_BV.shape[-1])
     candidates = logits_BV.topk(num_candidates, dim=-1)
-    probabilities = torch.softmax(candidates.values / temperature, dim=-1)
+    values = symlog(candidates.values) if transform == "stablemax" else candidates.values
+    probabilities = torch.softmax(values / temperature, dim=-1)
     choice_B1 = torch.multinomial(probabilities, num_samples=1, generator=generator)
     return candidates.indices.gather(-1, choice_B1).squeeze(-1)
 

@@ -64,15 +64,15 @@ def factorize(
 
 
 def merge(model: nn.Module) -> list[str]:
-    """Put plain linear layers in place of all low-rank ones; the function stays the same.
+    """Put plain linear layers in place of all that hold factors; the function stays the same.
 
     Args:
         model: Model; overwritten.
 
     Returns:
-        Names of the layers converted.
+        Names of the layers converted: `LowRankLinear`, and others with a method `to_linear`.
     """
-    return _convert(model, LowRankLinear.to_linear)
+    return _convert(model, lambda module: hasattr(module, "to_linear"), _to_linear)
 
 
 def compact(model: nn.Module) -> list[str]:
@@ -86,7 +86,7 @@ def compact(model: nn.Module) -> list[str]:
     Returns:
         Names of the layers converted.
     """
-    return _convert(model, with_capacity)
+    return _convert(model, lambda module: isinstance(module, LowRankLinear), with_capacity)
 
 
 def low_rank_from_linear(
@@ -160,8 +160,15 @@ def _on_meta(
     return LowRankLinear(n, m, rank, bias is not None, **{**options, "device": "meta"})
 
 
-def _convert(model: nn.Module, made_of: Callable[[LowRankLinear], nn.Module]) -> list[str]:
-    found = {n: m for n, m in model.named_modules() if isinstance(m, LowRankLinear)}
+def _to_linear(module: Any) -> nn.Module:
+    made: nn.Module = module.to_linear()
+    return made
+
+
+def _convert(
+    model: nn.Module, is_due: Callable[[nn.Module], bool], made_of: Callable[[Any], nn.Module]
+) -> list[str]:
+    found = {n: m for n, m in model.named_modules() if is_due(m)}
     for module in found.values():
         replace_module(model, module, made_of(module))
     return list(found)

@@ -1,11 +1,14 @@
 """Functions without parameters: StableMax, a softmax whose tails fall polynomially."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from typing_extensions import override
+
+Transform = Literal["softmax", "stablemax"]
+"""What turns logits into probabilities."""
 
 
 def symlog(x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Checkpoints of language models that explain themselves: what they hold, and what is wrong.
 
-`LanguageModeling` stores its tokenizer and the recipe of its model under one key of the
+`LanguageModeling` stores its tokenizer, its loss and the recipe of its model under one key of the
 checkpoint, as plain containers, so that text can be generated from the file alone.
 """
 
@@ -8,7 +8,7 @@ import importlib
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -16,10 +16,11 @@ from tokenizers import Tokenizer
 from torch import nn
 from typing_extensions import override
 
+from spectral_lightning.losses import CrossEntropy
 from spectral_lightning.models import CausalModel
 
 CHECKPOINT_KEY = "spectral_lightning"
-"""Key of the checkpoint under which the recipe of the model and the tokenizer are kept."""
+"""Key of the checkpoint under which the model's recipe, the tokenizer and the loss are kept."""
 
 _MODEL_PREFIX = "model."
 # All of these were seen when files were cut or overwritten at random places.
@@ -178,14 +179,38 @@ def build_model(checkpoint: Mapping[str, Any]) -> nn.Module:
     return cls(**recipe["init_args"])
 
 
-def load_language_model(checkpoint_path: str | Path) -> tuple[CausalModel, Tokenizer]:
+def saved_loss(checkpoint: Mapping[str, Any]) -> CrossEntropy | None:
+    """Return the loss that the model of a checkpoint was trained with; None for PyTorch's own.
+
+    Args:
+        checkpoint: Result of `read_checkpoint`.
+    """
+    settings = checkpoint.get(CHECKPOINT_KEY, {}).get("loss")
+    return None if settings is None else CrossEntropy(**settings)
+
+
+class TrainedLanguageModel(NamedTuple):
+    """What the checkpoint of a language model holds.
+
+    Attributes:
+        model: The model, in evaluation mode on the CPU.
+        tokenizer: What it was trained with.
+        loss: Its loss, whose transform turns its logits into probabilities.
+    """
+
+    model: CausalModel
+    tokenizer: Tokenizer
+    loss: CrossEntropy
+
+
+def load_language_model(checkpoint_path: str | Path) -> TrainedLanguageModel:
     """Load a trained language model and its tokenizer from a checkpoint alone.
 
     Args:
         checkpoint_path: File written while a `LanguageModeling` was trained.
 
     Returns:
-        The model in evaluation mode on the CPU, and its tokenizer.
+        The model in evaluation mode on the CPU, its tokenizer, and its loss.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -206,4 +231,5 @@ def load_language_model(checkpoint_path: str | Path) -> tuple[CausalModel, Token
     }
     check_tensors(model.state_dict(), weights, strict=True)
     model.load_state_dict(weights)
-    return cast(CausalModel, model.eval()), Tokenizer.from_str(content)
+    loss = saved_loss(checkpoint) or CrossEntropy()
+    return TrainedLanguageModel(cast(CausalModel, model.eval()), Tokenizer.from_str(content), loss)

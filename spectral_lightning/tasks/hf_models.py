@@ -14,6 +14,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from spectral_lightning.nn import merge
+
 # Entries that a saved config may have beside those of its class.
 _FOREIGN_KEYS = {"spectral_loss", "transformers_version", "_name_or_path", "dtype", "torch_dtype"}
 
@@ -235,7 +237,7 @@ def save_hf(model: nn.Module, tokenizer: Any, folder: str | Path) -> None:
     """Write a folder that `from_pretrained` takes: weights, config, generation config, tokenizer.
 
     The low-rank layers of a PEFT model are added into a copy of its weights, and also kept apart in
-    the folder ``adapter``.
+    the folder ``adapter``. `LowRankLinear` and `FactoredLinear` layers are saved as plain ones.
 
     Args:
         model: A Hugging Face causal LM, or a PEFT model around one.
@@ -246,6 +248,9 @@ def save_hf(model: nn.Module, tokenizer: Any, folder: str | Path) -> None:
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(Path(folder) / "adapter")  # type: ignore[operator]
         whole = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
+    if any(hasattr(module, "to_linear") for module in whole.modules()):
+        whole = copy.deepcopy(whole)
+        merge(whole)
     whole.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

@@ -82,11 +82,15 @@ class HFTask(pl.LightningModule):
     def _check_causality(self) -> None:
         self._is_checked = True
         if not self.is_sharded():
-            weight = next(self.model.parameters())
-            # Logits of fresh models differ by 1e-4 where they leak; experts sum in changing order.
-            atol = 1e-5 if weight.dtype == torch.float32 else 1e-2
-            rows = vocabulary_rows(self.model)
-            assert_causal(self.model, rows, sequence_len=8, num_cuts=4, atol=atol)
+            rows, atol = vocabulary_rows(self.model), self._rounding()
+            assert_causal(self, rows, sequence_len=8, num_cuts=4, atol=atol)
+
+    def _rounding(self) -> float:
+        """Change of a logit that may be rounding: experts sum in an order that tokens change."""
+        is_single = next(self.model.parameters()).dtype == torch.float32
+        if any("experts" in name for name, _ in self.model.named_modules()):
+            return 1e-5 if is_single else 1e-2  # logits of fresh models leak by 1e-4
+        return 0.0
 
     @override
     def on_validation_end(self) -> None:

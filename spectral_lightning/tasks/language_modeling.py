@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from typing_extensions import override
 from spectral_lightning.losses import CrossEntropy
 from spectral_lightning.models import assert_causal
 from spectral_lightning.nn import CapacityFit
+from spectral_lightning.nn.functional import Transform
 from spectral_lightning.optim import MuonAdamW, parameter_groups
 from spectral_lightning.tasks.bits_per_byte import (
     IGNORED,
@@ -35,6 +37,7 @@ from spectral_lightning.tasks.checkpoint import (
     check_tensors,
     model_recipe,
     read_checkpoint,
+    saved_loss,
 )
 from spectral_lightning.tasks.samples import check_prompts, write_samples
 from spectral_lightning.tasks.schedules import schedule_run, with_scheduler
@@ -114,6 +117,11 @@ class LanguageModeling(pl.LightningModule):
         self._tokenizer: str | None = None
         self._is_checked = False
         self._capacities = CapacityFit(self)
+
+    @property
+    def transform(self) -> Transform:
+        """What turns the model's logits into probabilities."""
+        return "softmax" if self.loss is None else self.loss.transform
 
     @override
     def forward(self, tokens: Tensor) -> Tensor:
@@ -229,6 +237,7 @@ class LanguageModeling(pl.LightningModule):
                 Tokenizer.from_str(self._tokenizer),
                 self.trainer.loggers,
                 self.global_step,
+                self.transform,
             )
 
     @override
@@ -251,10 +260,11 @@ class LanguageModeling(pl.LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the tokenizer and how to build the model, as plain containers."""
+        """Add the tokenizer, the loss and how to build the model, as plain containers."""
         checkpoint[CHECKPOINT_KEY] = {
             "tokenizer": self._tokenizer,
             "model": model_recipe(self.model),
+            "loss": None if self.loss is None else asdict(self.loss),
         }
 
     @override
@@ -263,9 +273,18 @@ class LanguageModeling(pl.LightningModule):
 
         Raises:
             ValueError: If the data module has another one.
+
+        Warns:
+            UserWarning: If the model was trained for other probabilities than the task's.
         """
         saved = checkpoint.get(CHECKPOINT_KEY, {}).get("tokenizer")
         self._tokenizer = agreed_tokenizer(self._tokenizer, saved)
+        trained = (saved_loss(checkpoint) or CrossEntropy()).transform
+        if trained != self.transform:
+            rank_zero_warn(
+                f"The checkpoint was trained with {trained}, but `loss` has {self.transform}, for"
+                " which its logits mean other probabilities."
+            )
 
     @override
     def load_state_dict(
@@ -289,7 +308,7 @@ class LanguageModeling(pl.LightningModule):
     def load_from_checkpoint(  # type: ignore[override]
         cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any
     ) -> Self:
-        """Load a task from a local file, and build its model from there too if none is given.
+        """Load a task from a local file, and take model and loss from there if they are not given.
 
         Takes what ``LightningModule.load_from_checkpoint`` takes.
 
@@ -300,6 +319,7 @@ class LanguageModeling(pl.LightningModule):
         checkpoint = read_checkpoint(checkpoint_path)
         if "model" not in kwargs:
             kwargs["model"] = build_model(checkpoint)
+        kwargs.setdefault("loss", saved_loss(checkpoint))
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def _losses(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from spectral_lightning.models import CausalModel, generate
+from spectral_lightning.nn.functional import Transform
 
 # Chosen here: lively, but away from the tail, where small models fall apart.
 _TEMPERATURE = 0.8
@@ -48,6 +49,7 @@ def write_samples(
     tokenizer: Tokenizer,
     loggers: Iterable[Logger],
     step: int,
+    transform: Transform,
 ) -> None:
     """Continue every prompt and write the texts to the loggers that take text.
 
@@ -61,12 +63,16 @@ def write_samples(
         tokenizer: Cuts the prompts and joins the results.
         loggers: Loggers of a Trainer.
         step: Optimizer step to write the texts under.
+        transform: What turns the model's logits into probabilities.
 
     Warns:
         UserWarning: If the model's logits are not finite; a sample is no reason to lose a run.
     """
     write_continuations(
-        lambda prompt: _continuation(model, prompt, num_tokens, tokenizer), prompts, loggers, step
+        lambda prompt: _continuation(model, prompt, num_tokens, tokenizer, transform),
+        prompts,
+        loggers,
+        step,
     )
 
 
@@ -100,12 +106,15 @@ def write_continuations(
             add_text(f"samples/{number}", indent(text, "    "), step)
 
 
-def _continuation(model: nn.Module, prompt: str, num_tokens: int, tokenizer: Tokenizer) -> str:
+def _continuation(
+    model: nn.Module, prompt: str, num_tokens: int, tokenizer: Tokenizer, transform: Transform
+) -> str:
     tokens = generate(
         cast(CausalModel, model),
         torch.tensor([tokenizer.encode(prompt).ids], device=next(model.parameters()).device),
         max_new_tokens=num_tokens,
         temperature=_TEMPERATURE,
         top_k=min(_TOP_K, tokenizer.get_vocab_size()),
+        transform=transform,
     )
     return tokenizer.decode(tokens[0].tolist())

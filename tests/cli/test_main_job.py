@@ -13,8 +13,8 @@ from spectral_lightning.callbacks import ASSR, RankAdaptation, SpectralMonitor, 
 from spectral_lightning.cli.entry import main
 from spectral_lightning.cli.main import SpectralCLI
 from spectral_lightning.data import TextDataModule, TokenFileDataModule
-from spectral_lightning.models import GPT, LowRankTransformer
-from spectral_lightning.tasks import LanguageModeling
+from spectral_lightning.models import GPT, LowRankTransformer, generate
+from spectral_lightning.tasks import LanguageModeling, load_language_model
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 # Those of other tasks are built, and run, by the tests of the tasks.
@@ -134,6 +134,25 @@ def test_generate_writes_the_same_text_for_the_same_seed(checkpoint, capsys):
     assert first.startswith("The rank")
     assert main(args) == 0
     assert capsys.readouterr().out == first
+
+
+def test_generate_draws_from_the_probabilities_of_the_training(checkpoint, tmp_path, capsys):
+    content = torch.load(checkpoint, weights_only=True)
+    content["state_dict"]["model.lm_head.weight"] *= 50  # so that the transforms are far apart
+    texts = {}
+    for transform in ("softmax", "stablemax"):
+        content["spectral_lightning"]["loss"] = {"transform": transform}
+        torch.save(content, tmp_path / "run.ckpt")
+        options = ["--max_new_tokens=20", "--temperature=1", "--top_k=300"]
+        assert (
+            main(["generate", f"--checkpoint={tmp_path / 'run.ckpt'}", "--prompt=T", *options]) == 0
+        )
+        texts[transform] = capsys.readouterr().out.strip()
+        model, tokenizer, _ = load_language_model(tmp_path / "run.ckpt")
+        prompt = torch.tensor([tokenizer.encode("T").ids])
+        tokens = generate(model, prompt, max_new_tokens=20, top_k=300, transform=transform)
+        assert texts[transform] == tokenizer.decode(tokens[0].tolist()).strip()
+    assert texts["softmax"] != texts["stablemax"]
 
 
 def test_generate_writes_as_many_samples_as_asked(checkpoint, capsys):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from spectral_lightning.models import generate
+from spectral_lightning.nn import stablemax
 
 
 def naive_greedy(model, tokens_BT, num_new):
@@ -69,13 +70,19 @@ def test_a_top_k_beyond_the_vocabulary_restricts_nothing(tiny_gpt, tokens):
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
-def test_samples_follow_the_softmax_at_the_temperature(tiny_gpt, tokens, temperature):
+@pytest.mark.parametrize(
+    ("transform", "probabilities"), [("softmax", torch.softmax), ("stablemax", stablemax)]
+)
+def test_samples_follow_the_transform_at_the_temperature(
+    tiny_gpt, tokens, temperature, transform, probabilities
+):
     model, prompt_BT = tiny_gpt(), tokens(1, 3)
     with torch.no_grad():
-        expected = torch.softmax(model(prompt_BT)[0, -1] / temperature, dim=-1)
-    drawn = generate(model, prompt_BT.expand(4000, -1), max_new_tokens=1, temperature=temperature)[
-        :, -1
-    ]
+        model.lm_head.weight.mul_(20)  # so that the two transforms are far apart
+        powers = probabilities(model(prompt_BT)[0, -1], dim=-1) ** (1 / temperature)
+    expected = powers / powers.sum()
+    settings = {"temperature": temperature, "transform": transform}
+    drawn = generate(model, prompt_BT.expand(4000, -1), max_new_tokens=1, **settings)[:, -1]
     frequency = drawn.bincount(minlength=13) / 4000
     # Four standard deviations of a frequency out of 4000 draws.
     assert (frequency - expected).abs().max() < 4 * 0.5 / math.sqrt(4000)

@@ -1,8 +1,12 @@
 """Tiny Hugging Face models and batches with uneven masks."""
 
+import copy
+
 import torch
 from torch.utils.data import DataLoader
-from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
+
+from spectral_lightning.tasks import HFCausalLM
 
 CONFIGS = {
     "llama": LlamaConfig(
@@ -59,3 +63,16 @@ def rows(count=16, length=8, seed=1):
 
 def loader(batch_size=4, **options):
     return DataLoader(rows(**options), batch_size=batch_size)
+
+
+def make(name="llama"):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name]))
+
+
+def adam(groups):
+    return torch.optim.AdamW(groups, lr=0.01)
+
+
+def task(name="llama", optimizer=adam, **options):
+    return HFCausalLM(make(name), optimizer=optimizer, warmdown_fraction=0.0, **options)

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from spectral_lightning.losses import CrossEntropy
 from spectral_lightning.tasks import LanguageModeling, load_language_model
 
 pytestmark = [
@@ -25,7 +26,8 @@ def edit(checkpoint):
 
 
 def test_checkpoint_alone_gives_back_model_and_tokenizer(checkpoint, make_data):
-    model, tokenizer = load_language_model(checkpoint)
+    model, tokenizer, loss = load_language_model(checkpoint)
+    assert loss == CrossEntropy()
     saved = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert not model.training
     assert model.config == {"vocab_size": 300, "sequence_len": 16, "dim": 8}
@@ -42,6 +44,20 @@ def test_checkpoint_holds_plain_containers_only(checkpoint):
     content = torch.load(checkpoint, weights_only=True)
     assert content["state_dict"]["token_bytes"].sum() > 0
     assert isinstance(content["spectral_lightning"]["tokenizer"], str)
+
+
+def test_checkpoint_tells_the_loss_and_so_what_the_logits_mean(
+    make_trainer, make_data, make_bigram, tmp_path
+):
+    loss = CrossEntropy(transform="stablemax", z_loss=0.1)
+    trainer = make_trainer(max_steps=2, limit_val_batches=0)
+    trainer.fit(LanguageModeling(make_bigram(), loss=loss), make_data())
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    assert load_language_model(tmp_path / "run.ckpt").loss == loss
+    assert LanguageModeling.load_from_checkpoint(tmp_path / "run.ckpt").loss == loss
+    with pytest.warns(UserWarning, match="trained with stablemax, but `loss` has softmax"):
+        other = LanguageModeling.load_from_checkpoint(tmp_path / "run.ckpt", loss=CrossEntropy())
+    assert other.transform == "softmax"
 
 
 def test_task_is_loaded_with_and_without_a_model(checkpoint, make_bigram, make_trainer, make_data):

@@ -7,15 +7,12 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
-from spectral_lightning.callbacks import ASSR, SpectralMonitor, SVDModeSwitch
-from spectral_lightning.control import Regulator
 from spectral_lightning.losses import CrossEntropy
 from spectral_lightning.optim import parameter_groups
 from spectral_lightning.tasks import HFCausalLM, LanguageModeling
 from spectral_lightning.testing.distributed import run_ranks
-from tests.tasks.hf_cases import CONFIGS, loader, rows, settings
+from tests.tasks.hf_cases import CONFIGS, adam, loader, make, rows, settings, task
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
@@ -25,21 +22,8 @@ pytestmark = [
 STABLEMAX = CrossEntropy(transform="stablemax")
 
 
-def make(name="llama"):
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name]))
-
-
 def sgd(groups):
     return torch.optim.SGD(groups, lr=0.1)
-
-
-def adam(groups):
-    return torch.optim.AdamW(groups, lr=0.01)
-
-
-def task(name="llama", optimizer=adam, **options):
-    return HFCausalLM(make(name), optimizer=optimizer, warmdown_fraction=0.0, **options)
 
 
 class Losses(pl.Callback):
@@ -241,49 +225,6 @@ def test_heads_are_found_and_embeddings_told_apart(name):
     assert (name == "gpt2") == (model.get_input_embeddings().weight is roles["head"][0])
 
 
-@pytest.mark.filterwarnings("ignore:ASSR finds .* outside their bands at once")
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_spectral_callbacks_run_unchanged(make_trainer, tmp_path, name):
-    callbacks = [
-        SpectralMonitor(every_n_steps=1, table_rows=0),
-        ASSR(layers="*mlp*", table_rows=0, regulator=Regulator(calibration="static", floor=2.0)),
-        SVDModeSwitch(layers="*attn*", every_n_steps=1),
-    ]
-    trainer = make_trainer(max_steps=4, accumulate_grad_batches=2, callbacks=callbacks)
-    trainer.fit(task(name), loader())
-    layer = "transformer.h.0.mlp.c_fc" if name == "gpt2" else "model.layers.0.mlp.up_proj"
-    assert f"model.{layer}" in callbacks[0].readings
-    assert callbacks[1].assr_stats["rank_int"] > 0
-    assert callbacks[2].modes
-
-
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_a_monitor_and_recomputed_activations_change_nothing(make_trainer, name):
-    runs = []
-    for options, callbacks in (({}, []), ({"gradient_checkpointing": True}, [SpectralMonitor()])):
-        ours, calls = task(name, **options), []
-        mlp = next(m for n, m in ours.model.named_modules() if n.endswith("0.mlp"))
-        mlp.register_forward_pre_hook(lambda mlp, _, calls=calls: calls.append(mlp.training))
-        make_trainer(max_steps=3, callbacks=callbacks).fit(ours, loader())
-        assert sum(calls) == (6 if options else 3)
-        runs.append(list(ours.model.parameters()))
-    assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-@pytest.mark.parametrize("name", CONFIGS)
-def test_each_layer_is_compiled_by_itself(make_trainer, name):
-    plain, compiled = task(name), task(name, compile=True)
-    make_trainer(max_steps=2).fit(plain, loader())
-    with torch.compiler.set_stance("force_eager"):  # a compiler takes longer than all tests here
-        make_trainer(max_steps=2).fit(compiled, loader())
-    done = [n for n, module in compiled.model.named_modules() if module._compiled_call_impl]
-    assert len(done) == 2
-    assert all(layer.endswith(("layers.0", "h.0", "layers.1", "h.1")) for layer in done)
-    assert plain.model.state_dict().keys() == compiled.model.state_dict().keys()
-
-
 def test_what_is_saved_trains_on_with_the_same_loss(make_trainer, tmp_path):
     ours = task(loss=STABLEMAX)
     logger = CSVLogger(tmp_path)
@@ -315,104 +256,8 @@ def test_batches_without_labels_are_counted(make_trainer):
         )
 
 
-class Fused(GPT2LMHeadModel):
-    def forward(self, input_ids, labels=None, **kwargs):
-        outputs = super().forward(input_ids)
-        outputs.loss = outputs.logits.mean()
-        return outputs
-
-
-def test_a_model_that_computes_its_own_loss_is_refused(make_trainer):
-    ours = HFCausalLM(Fused(copy.deepcopy(CONFIGS["gpt2"])), STABLEMAX)
-    with pytest.raises(ValueError, match="must hand labels on to its `loss_function`"):
-        make_trainer(max_steps=1).fit(ours, loader())
-
-
 def test_a_loss_that_was_replaced_is_installed_again(make_trainer):
     ours = task(loss=STABLEMAX)
     ours.model.loss_function = torch.nn.functional.cross_entropy
     make_trainer(max_steps=1).fit(ours, loader())
     assert ours.model.loss_function.cross_entropy == STABLEMAX
-
-
-def test_a_model_that_sees_the_future_is_refused(make_trainer):
-    ours = HFCausalLM(
-        {
-            "model_type": "bert",
-            "vocab_size": 40,
-            "hidden_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 32,
-        }
-    )
-    with pytest.raises(ValueError, match="must be causal"):
-        make_trainer(max_steps=1, num_sanity_val_steps=1).fit(ours, loader(), loader())
-
-
-class DeepSpeedStrategy(pl.strategies.SingleDeviceStrategy):
-    pass
-
-
-def test_deepspeed_is_refused(make_trainer):
-    trainer = make_trainer(max_steps=1, strategy=DeepSpeedStrategy("cpu"))
-    with pytest.raises(ValueError, match="must not be DeepSpeed"):
-        trainer.fit(task(), loader())
-
-
-class Data(pl.LightningDataModule):
-    def __init__(self, **attributes):
-        super().__init__()
-        vars(self).update(attributes)
-
-    def train_dataloader(self):
-        return loader()
-
-
-@pytest.mark.parametrize(
-    ("attributes", "sentence"),
-    [
-        ({"vocab_size": 41}, "an embedding for each of the 41 token ids"),
-        ({"sequence_len": 17}, "`sequence_len` of the data must be at most 16"),
-    ],
-)
-def test_data_of_another_size_are_refused(make_trainer, attributes, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        make_trainer(max_steps=1).fit(task(), Data(**attributes))
-
-
-@pytest.mark.parametrize(
-    ("batch", "error"),
-    [([1, 2], "must be a dict"), ({"input_ids": torch.ones(1, 4).long()}, "`labels` when")],
-)
-def test_batches_of_another_kind_are_refused(make_trainer, batch, error):
-    with pytest.raises((TypeError, ValueError), match=error):
-        make_trainer(max_steps=1).fit(task(), DataLoader([batch] * 2, batch_size=None))
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"warmup_steps": -1}, "`warmup_steps` must be >= 0"),
-        ({"final_fraction": 2.0}, r"`final_fraction` must be in \[0, 1\]"),
-        ({"sample_tokens": 0}, "`sample_tokens` must be >= 1"),
-        ({"dtype": "int8"}, "`dtype` must name a floating dtype"),
-    ],
-)
-def test_settings_outside_their_range_are_refused(options, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        HFCausalLM(make(), **options)
-
-
-def test_an_unused_warmup_is_named():
-    with pytest.warns(UserWarning, match="`warmup_steps` has no effect"):
-        HFCausalLM(
-            make(), warmup_steps=1, lr_scheduler=lambda o: torch.optim.lr_scheduler.LambdaLR(o, id)
-        )
-
-
-def test_a_model_that_sees_the_future_is_refused_without_a_sanity_check(make_trainer):
-    bert = {"model_type": "bert", "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1}
-    task = HFCausalLM(bert | {"num_attention_heads": 2, "intermediate_size": 32})
-    with pytest.raises(ValueError, match="`model` must be causal"):
-        make_trainer(max_steps=1, num_sanity_val_steps=0).fit(task, loader())
