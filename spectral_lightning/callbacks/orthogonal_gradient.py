@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, get_args
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -26,12 +25,11 @@ from spectral_lightning.actuators import (
     project_,
     project_update_,
 )
-from spectral_lightning.callbacks.base import log_interval, num_batches
-from spectral_lightning.spectra import is_due
+from spectral_lightning.callbacks.optimizer_hooks import OptimizerCallback
 from spectral_lightning.spectra.targets import clean_name
 
 
-class OrthogonalGradient(pl.Callback):
+class OrthogonalGradient(OptimizerCallback):
     """Make gradients orthogonal to the weights, for any optimizer.
 
     The projection is on the whole gradient of an optimizer step, accumulated, unscaled and reduced,
@@ -92,8 +90,6 @@ class OrthogonalGradient(pl.Callback):
         self._chosen: dict[str, OrthogonalParameter] = {}
         self._before: dict[str, Tensor] = {}
         self._cosines: dict[tuple[str, Sequence[str]], Tensor] = {}
-        self._handles: list[Any] = []
-        self._logged = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -135,11 +131,7 @@ class OrthogonalGradient(pl.Callback):
             conflict = decay_conflict(optimizer, parameters, self.project)
             if conflict is not None:
                 rank_zero_warn(f"OrthogonalGradient: {conflict}")
-        self._watch(trainer.optimizers)
-
-    @override
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._logged = trainer.global_step
+        self._follow(trainer.optimizers)
 
     @override
     def on_before_optimizer_step(
@@ -161,49 +153,21 @@ class OrthogonalGradient(pl.Callback):
             self._before = {n: self._chosen[n].parameter.detach().clone() for n in stepped}
 
     @override
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        step = trainer.global_step
-        if not (trainer.loggers and is_due(log_interval(trainer, None), step, self._logged)):
-            return
-        self._logged, found = step, self._cosines
-        self._cosines = {}
-        if not found:
-            return
-        device = next(iter(found.values())).device
-        numbers = torch.cat([cosines.to(device) for cosines in found.values()]).tolist()
-        names = (
-            f"orthogonal/{kind}/{name.removesuffix('.weight')}"
-            for kind, stepped in found
-            for name in stepped
-        )
-        values = dict(zip(names, numbers, strict=True))
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=num_batches(trainer))
+    def _hooks(self, optimizer: Optimizer) -> list[Any]:
+        is_needed = self.project != "grad"
+        return [optimizer.register_step_post_hook(self._stepped)] if is_needed else []
 
     @override
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._watch([])
+    def _forget(self) -> None:
+        self._before, self._cosines = {}, {}
 
     @override
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        self._watch([])
-
-    def _watch(self, optimizers: Iterable[Optimizer]) -> None:
-        """Follow the steps of some optimizers, and of no others."""
-        for handle in self._handles:
-            handle.remove()
-        self._before, self._cosines, self._handles = {}, {}, []
-        if self.project != "grad":
-            self._handles = [o.register_step_post_hook(self._stepped) for o in optimizers]
+    def _taken(self) -> list[tuple[list[str], Tensor]]:
+        found, self._cosines = self._cosines, {}
+        return [
+            ([f"orthogonal/{kind}/{name.removesuffix('.weight')}" for name in stepped], cosines)
+            for (kind, stepped), cosines in found.items()
+        ]
 
     def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Project the update; the copies are gone where a step is made of several."""

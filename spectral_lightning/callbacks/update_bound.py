@@ -4,23 +4,22 @@ Lives here: hooks. Does not live here: the bound itself (`actuators`).
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from spectral_lightning.actuators import bound_update_, copied_factors
-from spectral_lightning.callbacks.base import log_interval, num_batches
+from spectral_lightning.callbacks.optimizer_hooks import OptimizerCallback
 from spectral_lightning.nn import LowRankLinear
-from spectral_lightning.spectra import find_targets, is_due
+from spectral_lightning.spectra import find_targets
 
 
-class UpdateBound(pl.Callback):
+class UpdateBound(OptimizerCallback):
     """Keep what each optimizer step adds to a low-rank weight within a spectral norm.
 
     The weight ``W = U V`` of a `LowRankLinear` moves by ``dU V + U dV + dU dV``: steps that are
@@ -63,8 +62,7 @@ class UpdateBound(pl.Callback):
         self._layers: dict[str, LowRankLinear] = {}
         self._before: dict[str, tuple[Tensor, Tensor]] = {}
         self._scales: dict[str, Tensor] = {}
-        self._handles: list[Any] = []
-        self._depth = self._logged = 0
+        self._depth = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -80,8 +78,8 @@ class UpdateBound(pl.Callback):
                 "UpdateBound has no effect: `layers` selects no trainable LowRankLinear; make some"
                 " with `spectral_lightning.nn.factorize` before training."
             )
-        self._logged = trainer.global_step
-        self._watch(trainer.optimizers)
+        super().on_train_start(trainer, pl_module)
+        self._follow(trainer.optimizers)
 
     @override
     def on_train_batch_end(
@@ -92,37 +90,24 @@ class UpdateBound(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        step, self._depth = trainer.global_step, 0  # a step that was broken off has not ended
-        if not (trainer.loggers and is_due(log_interval(trainer, None), step, self._logged)):
-            return
-        self._logged, scales = step, self._scales
-        self._scales = {}
-        if scales:
-            device = next(iter(scales.values())).device
-            numbers = torch.stack([scale.to(device) for scale in scales.values()]).tolist()
-            names = (f"update_bound/scale/{name}" for name in scales)
-            values = dict(zip(names, numbers, strict=True))
-            for logger in trainer.loggers:
-                logger.log_metrics(values, step=num_batches(trainer))
+        self._depth = 0  # a step that was broken off has not ended
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     @override
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._watch([])
+    def _hooks(self, optimizer: Optimizer) -> list[Any]:
+        return [
+            optimizer.register_step_pre_hook(self._begin),
+            optimizer.register_step_post_hook(self._stepped),
+        ]
 
     @override
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        self._watch([])
+    def _forget(self) -> None:
+        self._before, self._scales, self._depth = {}, {}, 0
 
-    def _watch(self, optimizers: Iterable[Optimizer]) -> None:
-        """Follow the steps of some optimizers, and of no others."""
-        for handle in self._handles:
-            handle.remove()
-        self._before, self._scales, self._handles, self._depth = {}, {}, [], 0
-        for optimizer in optimizers:
-            self._handles.append(optimizer.register_step_pre_hook(self._begin))
-            self._handles.append(optimizer.register_step_post_hook(self._stepped))
+    @override
+    def _taken(self) -> list[tuple[list[str], Tensor]]:
+        found, self._scales = self._scales, {}
+        return [([f"update_bound/scale/{name}"], scale) for name, scale in found.items()]
 
     def _begin(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Keep the factors; of a step inside another's, as of a subclass, the outer one counts."""
