@@ -10,6 +10,7 @@ from spectral_lightning.optim.orthogonal_classes import (
     orthogonal_groups,
 )
 from spectral_lightning.optim.orthogonal_optimizer import OrthogonalOptimizer
+from spectral_lightning.optim.role_adamw import RoleAdamW
 from spectral_lightning.optim.schedules import WarmupConstantWarmdown
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "OrthogonalAdamW",
     "OrthogonalOptimizer",
     "OrthogonalSGD",
+    "RoleAdamW",
     "WarmupConstantWarmdown",
     "orthogonal",
     "orthogonal_groups",
