@@ -8,6 +8,9 @@ multiply-accumulates per token, and training tokens per second of the model as i
 optimizer step included, all variants in turn and back in turn. Words beyond the `--words` most
 frequent are ``<unk>``, which makes the loss lower than on all 33,277.
 
+Each variant has the rate of its matrices that was best for it in short runs (`MATRIX_LR`); all
+else has one rate. Other settings, to choose these by, are options of the command.
+
 Every finished run is kept in `--work`, and not made again; the last line is one JSON object::
 
     SPECTRAL_DATA=... python scripts/low_rank_wikitext.py --work runs/wikitext \
@@ -40,20 +43,25 @@ from spectral_lightning.control import (
 )
 from spectral_lightning.data import TokenFileDataModule
 from spectral_lightning.models import LowRankTransformer, macs_per_token, parameter_counts
-from spectral_lightning.optim import MuonAdamW, parameter_groups
+from spectral_lightning.nn.low_rank import INITS
+from spectral_lightning.optim import RoleAdamW, parameter_groups
 from spectral_lightning.tasks import LanguageModeling
 
 SEQUENCE_LEN, BATCH_SIZE = 64, 16
 RANK, CAPACITY = 64, 96
 """A rank of a third of the width makes half of the parameters of full matrices."""
 
+LR = 3e-3
+MATRIX_LR = {"dense": 4e-4, "factors": 2e-4}
+"""Rates of AdamW, chosen by scripts/results/2026-11-22_low_rank_wikitext_rates_cpu.json."""
+
 CLOCK = RankClock(warmup_steps=200, cooldown_steps=100, interval=50, interval_max=200)
 Callback = Callable[[int], RankAdaptation | None]
 
 
-def adapt(controller: Any, **settings: Any) -> Callback:
+def adapt(controller: Any) -> Callback:
     """Rank adaptation as users get it, with a clock for a short run."""
-    return lambda steps: RankAdaptation("model.blocks.*", controller, every_n_steps=50, **settings)
+    return lambda steps: RankAdaptation("model.blocks.*", controller, every_n_steps=50)
 
 
 def as_v10(steps: int) -> RankAdaptation:
@@ -72,20 +80,12 @@ def as_v10(steps: int) -> RankAdaptation:
 VARIANTS: dict[str, tuple[dict[str, Any], Callback]] = {
     "dense": ({"rank": None}, lambda steps: None),
     "fixed": ({}, lambda steps: None),
-    "energy": ({}, adapt(EnergyController(clock=CLOCK))),
-    "energy .99": ({}, adapt(EnergyController(energy=0.99, clock=CLOCK))),
-    "energy .99, early growth": (
-        {},
-        adapt(EnergyController(energy=0.99, growth_threshold=1.2, clock=CLOCK)),
-    ),
-    "energy, by weight": ({}, adapt(EnergyController(clock=CLOCK), weigh_outputs=False)),
+    "energy": ({"rank": 128}, adapt(EnergyController(clock=CLOCK))),
+    "energy .99": ({"rank": 128}, adapt(EnergyController(energy=0.99, clock=CLOCK))),
     "budget": ({}, adapt(BudgetAllocator(budget=0.49, clock=CLOCK))),
     "v10": ({"init": "v10", "head": "biased"}, as_v10),
 }
 """Arguments of the model, and the callback that changes its ranks."""
-
-CHOICES = ("energy .99", "energy .99, early growth", "energy, by weight")
-"""Variants that only help to choose defaults."""
 
 
 def words(folder: Path, number: int) -> TokenFileDataModule:
@@ -114,22 +114,27 @@ def words(folder: Path, number: int) -> TokenFileDataModule:
 
 def model_of(variant: str, vocab_size: int, options: argparse.Namespace) -> LowRankTransformer:
     """A model at its start."""
-    sizes = {"depth": 4, "model_dim": 192, "num_heads": 6}
-    sizes |= {"rank": options.rank, "capacity": max(options.rank, CAPACITY)}
-    settings = {**sizes, "head": "unbiased", **VARIANTS[variant][0]}
+    sizes = {"depth": 4, "model_dim": 192, "num_heads": 6, "head": "unbiased", "rank": RANK}
+    settings = {**sizes, "init": options.init, **VARIANTS[variant][0]}
     if settings["rank"] is None:
-        settings["capacity"] = None
+        settings["init"] = "balanced"  # of full matrices: normal, of the same size
+    else:
+        settings["rank"] = options.rank or settings["rank"]
+        settings["capacity"] = max(settings["rank"], CAPACITY)
     return LowRankTransformer(vocab_size, SEQUENCE_LEN, **settings)
 
 
-def optimizer_of(variant: str, options: argparse.Namespace) -> Callable[..., Any]:
-    """AdamW, or Muon for the matrices; version 10 has its own learning rate, which is constant."""
+def rates_of(variant: str, options: argparse.Namespace) -> dict[str, float]:
+    """Rates of AdamW; version 10 has one of its own, which is constant."""
     if variant == "v10":
-        return partial(torch.optim.AdamW, lr=3e-4, weight_decay=0.01)
-    if options.muon_lr is None:
-        return partial(torch.optim.AdamW, lr=options.lr, weight_decay=0.01)
-    others = dict.fromkeys(("embedding_lr", "head_lr", "vector_lr"), options.lr)
-    return partial(MuonAdamW, lr=options.muon_lr, scale_lr_with_width=False, **others)
+        return {"lr": 3e-4}
+    chosen = MATRIX_LR["dense" if variant == "dense" else "factors"]
+    return {"lr": options.lr, "matrix_lr": options.matrix_lr or chosen}
+
+
+def optimizer_of(variant: str, options: argparse.Namespace) -> Callable[..., Any]:
+    """What makes the optimizer of the model's groups."""
+    return partial(RoleAdamW, weight_decay=0.01, **rates_of(variant, options))
 
 
 def train(variant: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -161,9 +166,9 @@ def train(variant: str, seed: int, options: argparse.Namespace) -> dict[str, Any
     return {
         "variant": variant,
         "seed": seed,
-        "first_rank": options.rank,
-        "lr": 3e-4 if variant == "v10" else options.lr,
-        "muon_lr": None if variant == "v10" else options.muon_lr,
+        "first_rank": model.config["rank"],
+        "init": model.config["init"],
+        **rates_of(variant, options),
         "nats_per_word": round(found["valid/loss"], 4),
         "block_parameters": counts.active,
         "parameters": parameter_counts(model).active,
@@ -182,8 +187,9 @@ def quiet_validation(task: LanguageModeling, data: TokenFileDataModule) -> list[
 def name_of(variant: str, seed: int, options: argparse.Namespace) -> str:
     """Name of the files of a run."""
     words = "".join(c if c.isalnum() else "-" for c in variant)
-    settings = (options.words, options.steps, options.rank, options.lr, options.muon_lr, seed)
-    return "_".join(map(str, (words, *settings)))
+    settings = (options.words, options.steps, options.init, options.rank)
+    rates = rates_of(variant, options).values()
+    return "_".join(map(str, (words, *settings, *rates, seed)))
 
 
 def speeds(variants: list[str], options: argparse.Namespace) -> dict[str, int]:
@@ -243,14 +249,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    usual = [variant for variant in VARIANTS if variant not in CHOICES]
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=usual)
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--words", type=int, default=8191)
-    parser.add_argument("--rank", type=int, default=RANK, help="at the start")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--muon-lr", type=float, help="of the matrices; without it AdamW for all")
+    parser.add_argument("--rank", type=int, help="of all low-rank variants at the start")
+    parser.add_argument("--init", choices=INITS, default="spectral")
+    parser.add_argument("--lr", type=float, default=LR, help="of all but the matrices")
+    parser.add_argument("--matrix-lr", type=float, help="of all variants; without it the chosen")
     parser.add_argument("--blocks", type=int, default=5, help="pairs of blocks of timing")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--work", type=Path, required=True)
@@ -272,11 +278,10 @@ def main() -> None:
     table = summary(runs)
     for variant, speed in speeds(options.variants, options).items():
         table[variant]["tokens_per_second"] = speed
-    names = ("steps", "words", "rank", "lr", "muon_lr")
-    settings = {name: getattr(options, name) for name in names}
+    settings = {name: getattr(options, name) for name in ("steps", "words")}
     results = {
         "script": "low_rank_wikitext",
-        "model": "depth 4, 192 wide, rank 64 of 96, 16 x 64 words per step",
+        "model": "depth 4, 192 wide, 16 x 64 words per step",
         **settings,
         "table": table,
         "runs": runs,

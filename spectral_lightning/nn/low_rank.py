@@ -199,6 +199,11 @@ class LowRankLinear(nn.Module):
         with torch.autocast(left.device.type, enabled=False):
             return left @ right
 
+    @property
+    def weight(self) -> Tensor:
+        """The same, for code that reads it off linear layers; formed anew at every access."""
+        return self.spectral_weight()
+
     def frobenius_norm_squared(self) -> Tensor:
         """``||U V||_F^2`` without forming the product, 0-d, differentiable.
 

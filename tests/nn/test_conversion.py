@@ -155,3 +155,23 @@ def test_a_tied_head_is_refused():
 def test_moments_need_a_batch():
     with pytest.raises(ValueError, match="`batches` must hold at least one batch, got none"):
         input_moments(make_model(), "*", [])
+
+
+def test_torchs_encoder_keeps_its_function_on_its_fast_path():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    sequence = torch.randn(3, 5, 16)
+    before = encoder(sequence).detach()
+    factorize(encoder, "*linear*", rank=16)
+    with torch.no_grad():  # where the layer hands its weights to one fused kernel
+        assert torch.allclose(encoder(sequence), before, atol=1e-5)
+    encoder.train()(sequence).sum().backward()
+    assert encoder.layers[0].linear1.left_factor.grad is not None
+
+
+def test_a_converted_layer_shows_its_weight_as_linear_layers_do():
+    model = make_model()
+    factorize(model, "0", rank=5)
+    assert model[0].weight.dtype == torch.float32
+    assert torch.equal(model[0].weight, model[0].spectral_weight())
