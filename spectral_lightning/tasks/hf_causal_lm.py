@@ -17,7 +17,7 @@ from spectral_lightning.losses import CrossEntropy
 from spectral_lightning.optim import OrthogonalOptimizer, parameter_groups
 from spectral_lightning.tasks.checkpoint import CHECKPOINT_KEY, check_tensors, read_checkpoint
 from spectral_lightning.tasks.hf_batches import inputs_and_targets
-from spectral_lightning.tasks.hf_checks import check_data, check_settings, check_strategy
+from spectral_lightning.tasks.hf_checks import check_data, check_strategy
 from spectral_lightning.tasks.hf_generation import hf_tokenizer
 from spectral_lightning.tasks.hf_loss import (
     IGNORED_LABEL,
@@ -36,7 +36,7 @@ from spectral_lightning.tasks.hf_models import (
 )
 from spectral_lightning.tasks.hf_task import HFTask
 from spectral_lightning.tasks.hf_window import TokenWindow
-from spectral_lightning.tasks.schedules import schedule_run, with_scheduler
+from spectral_lightning.tasks.schedules import RunSchedule
 
 
 class HFCausalLM(HFTask):
@@ -104,7 +104,7 @@ class HFCausalLM(HFTask):
         sample_tokens: int = 64,
         save_folder: str | None = "huggingface",
     ) -> None:
-        check_settings(warmup_steps, warmdown_fraction, final_fraction, lr_scheduler)
+        schedule = RunSchedule(lr_scheduler, warmup_steps, warmdown_fraction, final_fraction)
         network: Any = causal_lm(model, dtype=dtype, attn_implementation=attn_implementation)
         lora = LoraSettings(**lora) if isinstance(lora, dict) else lora
         if lora is not None:
@@ -115,9 +115,7 @@ class HFCausalLM(HFTask):
         hook = install_loss(network, loss)
         super().__init__(network, hook.cross_entropy, sample_prompts or [], sample_tokens)
         self._hook, self.lora = hook, lora
-        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.warmup_steps, self.warmdown_fraction = warmup_steps, warmdown_fraction
-        self.final_fraction = final_fraction
+        self.optimizer, self.schedule = optimizer, schedule
         self.compile_layers = compile
         self.save_folder = save_folder
         self.window = TokenWindow() if token_weighted else None
@@ -161,16 +159,7 @@ class HFCausalLM(HFTask):
         optimizer = self.optimizer(groups)
         if self.lora is not None and isinstance(optimizer, OrthogonalOptimizer):
             rank_zero_warn("The factors of `lora` are not projected by an orthogonal optimizer.")
-        if self.lr_scheduler is not None:
-            return with_scheduler(optimizer, self.lr_scheduler(optimizer))
-        scheduler = schedule_run(
-            self.trainer,
-            optimizer,
-            warmup_steps=self.warmup_steps,
-            warmdown_fraction=self.warmdown_fraction,
-            final_fraction=self.final_fraction,
-        )
-        return with_scheduler(optimizer, scheduler)
+        return self.schedule.with_optimizer(self.trainer, optimizer)
 
     @override
     def on_train_start(self) -> None:

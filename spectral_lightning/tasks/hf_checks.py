@@ -3,34 +3,11 @@
 from collections.abc import Sized
 from typing import Any
 
-from lightning.pytorch.cli import LRSchedulerCallable
 from lightning.pytorch.strategies import Strategy
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from spectral_lightning.tasks.hf_loss import inner_model
 from spectral_lightning.tasks.hf_models import vocabulary_rows
-
-
-def check_settings(
-    warmup_steps: int,
-    warmdown_fraction: float,
-    final_fraction: float,
-    lr_scheduler: LRSchedulerCallable | None,
-) -> None:
-    """Refuse settings that are outside their range.
-
-    Raises:
-        ValueError: If one is.
-    """
-    if warmup_steps < 0:
-        raise ValueError(f"`warmup_steps` must be >= 0, got {warmup_steps}.")
-    fractions = {"warmdown_fraction": warmdown_fraction, "final_fraction": final_fraction}
-    for name, value in fractions.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"`{name}` must be in [0, 1], got {value}.")
-    if lr_scheduler is not None and warmup_steps > 0:
-        rank_zero_warn("`warmup_steps` has no effect when an `lr_scheduler` is given.")
 
 
 def check_strategy(strategy: Strategy) -> None:

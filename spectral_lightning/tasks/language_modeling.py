@@ -40,7 +40,7 @@ from spectral_lightning.tasks.checkpoint import (
     saved_loss,
 )
 from spectral_lightning.tasks.samples import check_prompts, write_samples
-from spectral_lightning.tasks.schedules import schedule_run, with_scheduler
+from spectral_lightning.tasks.schedules import RunSchedule
 
 
 class LanguageModeling(pl.LightningModule):
@@ -93,22 +93,11 @@ class LanguageModeling(pl.LightningModule):
         super().__init__()
         self.vocab_size = _size(model, "vocab_size")
         self.sequence_len = _size(model, "sequence_len")
-        if warmup_steps < 0:
-            raise ValueError(f"`warmup_steps` must be >= 0, got {warmup_steps}.")
-        fractions = {"warmdown_fraction": warmdown_fraction, "final_fraction": final_fraction}
-        for name, value in fractions.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"`{name}` must be in [0, 1], got {value}.")
         if sample_tokens < 1:
             raise ValueError(f"`sample_tokens` must be >= 1, got {sample_tokens}.")
-        if lr_scheduler is not None and warmup_steps > 0:
-            rank_zero_warn("`warmup_steps` has no effect when an `lr_scheduler` is given.")
         self.model, self.loss = model, loss
         self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.warmup_steps = warmup_steps
-        self.warmdown_fraction = warmdown_fraction
-        self.final_fraction = final_fraction
+        self.schedule = RunSchedule(lr_scheduler, warmup_steps, warmdown_fraction, final_fraction)
         self.sample_prompts, self.sample_tokens = sample_prompts or [], sample_tokens
         self.valid_loss, self.valid_bpb = TokenLoss(), BitsPerByte()
         self.test_loss, self.test_bpb = TokenLoss(), BitsPerByte()
@@ -170,17 +159,7 @@ class LanguageModeling(pl.LightningModule):
         """
         optimizer = self.optimizer(parameter_groups(self.model))
         optimizer.register_load_state_dict_pre_hook(self._capacities.optimizer_state)
-        if self.lr_scheduler is None:
-            scheduler = schedule_run(
-                self.trainer,
-                optimizer,
-                warmup_steps=self.warmup_steps,
-                warmdown_fraction=self.warmdown_fraction,
-                final_fraction=self.final_fraction,
-            )
-        else:
-            scheduler = self.lr_scheduler(optimizer)
-        return with_scheduler(optimizer, scheduler)
+        return self.schedule.with_optimizer(self.trainer, optimizer)
 
     @override
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:

@@ -265,5 +265,5 @@ def test_command_line_builds_the_task(tmp_path, monkeypatch):
     assert cli.model.model.vocab_size == cli.datamodule.vocab_size == 300
     optimizer = cli.model.optimizer(cli.model.parameters())
     assert optimizer.param_groups[0]["lr"] == 0.5
-    assert cli.model.lr_scheduler(optimizer).get_last_lr() == [0.5]
+    assert cli.model.schedule.lr_scheduler(optimizer).get_last_lr() == [0.5]
     assert cli.model.sample_prompts == ["a", "b"]
