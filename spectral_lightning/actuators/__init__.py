@@ -26,14 +26,13 @@ from spectral_lightning.actuators.orthogonal_update import (
     project_update_,
 )
 from spectral_lightning.actuators.protection import ProtectedPart, first_moments
+from spectral_lightning.actuators.regauge import Moments, regauge_
 from spectral_lightning.actuators.resize import (
-    Moments,
     best_components,
     component_values,
     fresh_rows,
     gathered_factors,
     grow_,
-    regauge_,
     shrink_,
 )
 from spectral_lightning.actuators.spectral import (

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from spectral_lightning.actuators.resize import grow_, regauge_
+from spectral_lightning.actuators.regauge import regauge_
+from spectral_lightning.actuators.resize import grow_
 from spectral_lightning.linalg import Regauge
 from spectral_lightning.nn import LowRankLinear
 
