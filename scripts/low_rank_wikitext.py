@@ -51,7 +51,7 @@ SEQUENCE_LEN, BATCH_SIZE = 64, 16
 RANK, CAPACITY = 64, 96
 """A rank of a third of the width makes half of the parameters of full matrices."""
 
-LR = 3e-3
+LR = 1.2e-2
 MATRIX_LR = {"dense": 4e-4, "factors": 2e-4}
 """Rates of AdamW, chosen by scripts/results/2026-11-22_low_rank_wikitext_rates_cpu.json."""
 
