@@ -1,7 +1,7 @@
 """Cross-entropy that keeps its digits when a model is very sure, for softmax and StableMax."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class CrossEntropy:
         label_smoothing: Share of the target that is spread over all classes, in ``[0, 1]``.
         z_loss: Coefficient of the squared logarithm of the normaliser, at least 0, e.g. 1e-4
             (Chowdhery et al. 2022, "PaLM", section 5. https://arxiv.org/abs/2204.02311).
+        compute_dtype: ``float32`` or ``float64``; None for that of the logits, at least float32.
 
     Raises:
         ValueError: If a setting is outside its range.
@@ -48,6 +49,8 @@ class CrossEntropy:
     """Share of the target that is spread over all classes, in ``[0, 1]``."""
     z_loss: float = 0.0
     """Coefficient of the squared logarithm of the normaliser, at least 0."""
+    compute_dtype: Literal["float32", "float64"] | None = None
+    """What the loss is computed in; None for the dtype of the logits, at least float32."""
 
     def __post_init__(self) -> None:
         check_choice("transform", self.transform, Transform)
@@ -55,6 +58,10 @@ class CrossEntropy:
             raise ValueError(f"`label_smoothing` must be in [0, 1], got {self.label_smoothing}.")
         if not 0 <= self.z_loss < float("inf"):
             raise ValueError(f"`z_loss` must be finite and >= 0, got {self.z_loss}.")
+        if self.compute_dtype not in (None, "float32", "float64"):
+            raise ValueError(
+                f"`compute_dtype` must be float32 or float64, got {self.compute_dtype!r}."
+            )
 
     def __call__(
         self,
@@ -72,6 +79,7 @@ class CrossEntropy:
             ignore_index=ignore_index,
             label_smoothing=self.label_smoothing,
             reduction=reduction,
+            compute_dtype=getattr(torch, self.compute_dtype) if self.compute_dtype else None,
             z_loss=self.z_loss,
         )
 
@@ -108,7 +116,8 @@ def cross_entropy(
         transform: ``softmax`` or ``stablemax``.
         weight: Weight of each class, shape ``(C,)``. With ids, the mean is over the weights.
         ignore_index: Id that does not count.
-        label_smoothing: Share of the target that is spread over all classes, in ``[0, 1]``.
+        label_smoothing: Share of the target that is spread over all classes, in ``[0, 1]``; the
+            loss is infinite, as in PyTorch, where a class that cannot be gets a share.
         reduction: ``mean`` over what counts, ``sum``, or ``none``, the loss of every target.
         compute_dtype: float32 or float64; None for that of the logits, at least float32.
         z_loss: Coefficient of the squared logarithm of the normaliser, per counted target.
