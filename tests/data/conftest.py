@@ -4,7 +4,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from spectral_lightning.data import TextDataModule
+from spectral_lightning.data import TextDataModule, TokenFileDataModule
+from tests.data.token_file_cases import RHYME
 
 WORDS = ("matrix", "vector", "layer", "norm", "rank", "value", "step", "weight", "loss", "token")
 
@@ -73,5 +74,26 @@ def make_tokenizer():
             chat_template=chat_template,
             **{name: token for name, token in names.items() if token},
         )
+
+    return make
+
+
+@pytest.fixture
+def make_words(tmp_path):
+    """A data module on a tiny text, by default 98 words of which 20 are held out."""
+
+    def make(text=RHYME, *, ready=True, name="rhyme.txt", **settings):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        settings = {
+            "sequence_len": 8,
+            "batch_size": 2,
+            "valid_fraction": 0.2,
+            "cache_dir": str(tmp_path / "cache"),
+        } | settings
+        data = TokenFileDataModule(str(tmp_path / name), **settings)
+        if ready:
+            data.prepare_data()
+            data.setup("fit")
+        return data
 
     return make

@@ -1,6 +1,5 @@
 import random
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
@@ -63,23 +62,6 @@ def make_data(tmp_path):
         return TextDataModule(
             str(tmp_path / "notes.txt"), cache_dir=str(tmp_path / "cache"), **settings
         )
-
-    return make
-
-
-@pytest.fixture
-def make_trainer():
-    def make(**settings):
-        quiet = {
-            "accelerator": "cpu",
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "num_sanity_val_steps": 0,
-            "max_epochs": -1,
-        }
-        return pl.Trainer(**quiet | settings)
 
     return make
 
