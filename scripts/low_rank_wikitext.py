@@ -8,8 +8,8 @@ multiply-accumulates per token, and training tokens per second of the model as i
 optimizer step included, all variants in turn and back in turn. Words beyond the `--words` most
 frequent are ``<unk>``, which makes the loss lower than on all 33,277.
 
-Each variant has the rate of its matrices that was best for it in short runs (`MATRIX_LR`); all
-else has one rate. Other settings, to choose these by, are options of the command.
+Hidden matrices and factors have one rate, all else another (`RoleAdamW`), both chosen by short runs
+with other options.
 
 Every finished run is kept in `--work`, and not made again; the last line is one JSON object::
 
@@ -51,9 +51,9 @@ SEQUENCE_LEN, BATCH_SIZE = 64, 16
 RANK, CAPACITY = 64, 96
 """A rank of a third of the width makes half of the parameters of full matrices."""
 
-LR = 1.2e-2
-MATRIX_LR = {"dense": 4e-4, "factors": 2e-4}
-"""Rates of AdamW, chosen by scripts/results/2026-11-22_low_rank_wikitext_rates_cpu.json."""
+LR, MATRIX_LR = 1.2e-2, 2e-4
+"""Rates of AdamW: the best that were tried, for full matrices and for factors alike
+(scripts/results/2026-11-22_low_rank_wikitext_rates_cpu.json)."""
 
 CLOCK = RankClock(warmup_steps=200, cooldown_steps=100, interval=50, interval_max=200)
 Callback = Callable[[int], RankAdaptation | None]
@@ -128,8 +128,7 @@ def rates_of(variant: str, options: argparse.Namespace) -> dict[str, float]:
     """Rates of AdamW; version 10 has one of its own, which is constant."""
     if variant == "v10":
         return {"lr": 3e-4}
-    chosen = MATRIX_LR["dense" if variant == "dense" else "factors"]
-    return {"lr": options.lr, "matrix_lr": options.matrix_lr or chosen}
+    return {"lr": options.lr, "matrix_lr": options.matrix_lr}
 
 
 def optimizer_of(variant: str, options: argparse.Namespace) -> Callable[..., Any]:
@@ -256,7 +255,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, help="of all low-rank variants at the start")
     parser.add_argument("--init", choices=INITS, default="spectral")
     parser.add_argument("--lr", type=float, default=LR, help="of all but the matrices")
-    parser.add_argument("--matrix-lr", type=float, help="of all variants; without it the chosen")
+    parser.add_argument("--matrix-lr", type=float, default=MATRIX_LR)
     parser.add_argument("--blocks", type=int, default=5, help="pairs of blocks of timing")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--work", type=Path, required=True)
