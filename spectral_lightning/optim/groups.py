@@ -11,8 +11,8 @@ ROLES: tuple[Role, ...] = get_args(Role)
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Split the trainable parameters into optimizer groups by what each parameter does.
 
-    The roles are ``matrix`` (weight of a hidden ``nn.Linear``, or a factor of
-    a layer with a ``spectral_weight``), ``embedding`` (weight of an ``nn.Embedding`` or
+    The roles are ``matrix`` (weight of a hidden ``nn.Linear`` or of Hugging Face's ``Conv1D``, or a
+    factor of a layer with a ``spectral_weight``), ``embedding`` (weight of an ``nn.Embedding`` or
     ``nn.EmbeddingBag``), ``head`` (weight of an output head) and ``vector``
     (all the rest: biases, norm weights, scalars, weights of other module types). Every trainable
     parameter is in exactly one group; a weight that an embedding shares with the head counts as
@@ -27,7 +27,8 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
 
     Returns:
         One dict per role that occurs, with keys ``params`` (in the model's order), ``name`` and
-        ``role`` (equal strings; loggers show the name).
+        ``role`` (equal strings; loggers show the name). Weights of ``Conv1D``, stored as ``(in,
+        out)``, are a group ``matrix_transposed`` of role ``matrix`` with ``transposed=True``.
 
     Raises:
         ValueError: If no parameter is trainable.
@@ -46,11 +47,15 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     for parameter in model.parameters():
         if parameter.requires_grad:
             by_role[roles[parameter]].append(parameter)
-    groups = [
-        {"params": parameters, "name": role, "role": role}
-        for role, parameters in by_role.items()
-        if parameters
-    ]
+    transposed = {m.weight for m in model.modules() if _is_conv1d(m)}
+    groups: list[dict[str, Any]] = []
+    for role, parameters in by_role.items():
+        plain = [p for p in parameters if role != "matrix" or p not in transposed]
+        if plain:
+            groups.append({"params": plain, "name": role, "role": role})
+        if len(plain) < len(parameters):
+            others = {"name": "matrix_transposed", "role": role, "transposed": True}
+            groups.append({"params": [p for p in parameters if p in transposed], **others})
     if not groups:
         raise ValueError(
             "`model` must have a trainable parameter, got none; set `requires_grad` where needed."
@@ -66,7 +71,14 @@ def _role(parameter: nn.Parameter, module: nn.Module, heads: list[nn.Module]) ->
             return "embedding"
         if isinstance(module, nn.Linear) or hasattr(module, "spectral_weight"):
             return "matrix"
+        if _is_conv1d(module):
+            return "matrix"
     return "vector"
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """Whether it is the linear layer of GPT-2 in `transformers`, which is not imported here."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
 def _output_heads(model: nn.Module) -> list[nn.Module]:

@@ -21,6 +21,7 @@ def muon_(
     weight_decay: float,
     ns_steps: int,
     ns_dtype: torch.dtype | None,
+    transposed: bool = False,
 ) -> None:
     """Move matrices along the polar factor of their averaged gradient, in place.
 
@@ -39,6 +40,7 @@ def muon_(
         ns_steps: Newton-Schulz iterations.
         ns_dtype: Compute dtype of Newton-Schulz; None means bfloat16 on CUDA (but not for
             float64) and the weight's own precision elsewhere, at least float32.
+        transposed: Whether they are stored as ``(in, out)``, so that ``m`` and ``n`` change places.
 
     References:
         Jordan et al. (2024), "Muon: an optimizer for hidden layers in neural networks",
@@ -56,7 +58,8 @@ def muon_(
             num_steps=ns_steps,
             dtype=ns_dtype or _fast_dtype(first),
         )
-        rate = lr * math.sqrt(max(1.0, first.shape[0] / first.shape[1]))
+        m, n = first.shape[::-1] if transposed else first.shape
+        rate = lr * math.sqrt(max(1.0, m / n))
         for i, polar in zip(stack, polars, strict=True):
             params[i].mul_(1 - lr * weight_decay)
             params[i].add_(polar, alpha=-rate)

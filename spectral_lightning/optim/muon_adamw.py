@@ -213,6 +213,7 @@ class MuonAdamW(torch.optim.Optimizer):
             weight_decay=group["weight_decay"],
             ns_steps=group["ns_steps"],
             ns_dtype=NS_DTYPES[group["ns_dtype"]],
+            transposed=group.get("transposed", False),
         )
 
     def _adamw_step(self, group: dict[str, Any], params: list[Tensor]) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from spectral_lightning.models import GPT
-from spectral_lightning.optim import parameter_groups
+from spectral_lightning.optim import MuonAdamW, parameter_groups
 
 
 def names_by_role(model):
@@ -95,6 +95,26 @@ def test_hugging_face_models_name_their_head_themselves():
     assert roles["embedding"] == ["model.embed_tokens.weight"]
     assert "extra.weight" in roles["matrix"]
     assert len(roles["vector"]) == 3  # RMSNorm weights
+
+
+def test_layers_of_gpt2_are_matrices_too_and_move_by_muon_as_linear_ones_do():
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    torch.manual_seed(0)
+    theirs = nn.Sequential(conv1d(12, 4), nn.Linear(12, 9, bias=False))
+    ours = nn.Sequential(nn.Linear(4, 12), nn.Linear(12, 9, bias=False))
+    with torch.no_grad():
+        ours[0].weight.copy_(theirs[0].weight.mT)
+        ours[0].bias.copy_(theirs[0].bias)
+        ours[1].weight.copy_(theirs[1].weight)
+    names = [group["name"] for group in parameter_groups(theirs)]
+    assert names == ["matrix_transposed", "head", "vector"]
+    for model in (ours, theirs):
+        optimizer = MuonAdamW(parameter_groups(model), ns_dtype="float32")
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.linspace(-1, 1, 20).view(5, 4)).square().sum().backward()
+            optimizer.step()
+    assert torch.allclose(ours[0].weight, theirs[0].weight.mT, atol=1e-5)
 
 
 def test_group_names_are_unique_so_that_loggers_accept_them():
