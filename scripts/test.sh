@@ -10,6 +10,7 @@ usage: bash scripts/test.sh [pytest arguments]
 
 Creates .venv in the checkout, installs the project with what its tests need, and runs them.
 A second run installs nothing. Arguments go to pytest: bash scripts/test.sh -k monitor -x
+Tests run in up to four processes; `-n 0` runs them in one, as `--pdb` needs it.
 
 Environment:
   SPECTRAL_TORCH_INDEX  package index for torch, e.g. https://download.pytorch.org/whl/cpu
@@ -23,4 +24,6 @@ esac
 . "$here/common.sh"
 setup test
 say "Running the tests"
-exec "$python" -m pytest "$@" </dev/null
+# One thread per process: the models are so small that threads wait for each other.
+export OMP_NUM_THREADS=1
+exec "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@" </dev/null

@@ -21,7 +21,8 @@ class Classification(pl.LightningModule):
 
     Args:
         model: Turns inputs into logits ``(B, C)``.
-        optimizer: Called with the model's parameter groups (`parameter_groups`).
+        optimizer: Called with the model's parameter groups (`parameter_groups`); None for
+            ``torch.optim.AdamW``.
         loss: What is trained and logged as the loss; None for PyTorch's cross-entropy, in float32
             at least.
 
@@ -34,11 +35,12 @@ class Classification(pl.LightningModule):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
+        optimizer: OptimizerCallable | None = None,
         loss: CrossEntropy | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.optimizer, self.loss = model, optimizer, loss
+        self.model, self.loss = model, loss
+        self.optimizer: OptimizerCallable = torch.optim.AdamW if optimizer is None else optimizer
         self.valid_loss, self.valid_accuracy = _mean(), _mean()
         self.test_loss, self.test_accuracy = _mean(), _mean()
 

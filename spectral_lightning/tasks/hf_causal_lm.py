@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import AdamW
 from typing_extensions import override
 
 from spectral_lightning.losses import CrossEntropy
@@ -57,7 +58,7 @@ class HFCausalLM(HFTask):
             `model_type` as a dict or a JSON file (random weights), or a model.
         loss: Transform and settings of the loss; None for those in the model's config, and
             softmax if it has none.
-        optimizer: Called with the model's parameter groups.
+        optimizer: Called with the model's parameter groups; None for ``torch.optim.AdamW``.
         lr_scheduler: Called with the optimizer and stepped after every optimizer step. None uses
             `WarmupConstantWarmdown` over the Trainer's whole run with the next three arguments.
         warmup_steps: Optimizer steps in which the learning rate rises.
@@ -89,7 +90,7 @@ class HFCausalLM(HFTask):
         self,
         model: str | nn.Module | dict[str, Any],
         loss: CrossEntropy | None = None,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
+        optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         warmup_steps: int = 0,
         warmdown_fraction: float = 0.2,
@@ -115,7 +116,8 @@ class HFCausalLM(HFTask):
         hook = install_loss(network, loss)
         super().__init__(network, hook.cross_entropy, sample_prompts or [], sample_tokens)
         self._hook, self.lora = hook, lora
-        self.optimizer, self.schedule = optimizer, schedule
+        self.optimizer: OptimizerCallable = AdamW if optimizer is None else optimizer
+        self.schedule = schedule
         self.compile_layers = compile
         self.save_folder = save_folder
         self.window = TokenWindow() if token_weighted else None

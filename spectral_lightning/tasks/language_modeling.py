@@ -57,7 +57,7 @@ class LanguageModeling(pl.LightningModule):
     Args:
         model: Any causal model with `vocab_size` and `sequence_len` that turns token ids
             ``(B, T)`` into logits ``(B, T, vocab_size)``.
-        optimizer: Called with the model's parameter groups.
+        optimizer: Called with the model's parameter groups; None for `MuonAdamW`.
         lr_scheduler: Called with the optimizer and stepped after every optimizer step. None uses
             `WarmupConstantWarmdown` over the Trainer's whole run with the next three arguments.
         warmup_steps: Optimizer steps in which the learning rate rises.
@@ -81,7 +81,7 @@ class LanguageModeling(pl.LightningModule):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: OptimizerCallable = MuonAdamW,
+        optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         warmup_steps: int = 0,
         warmdown_fraction: float = 0.2,
@@ -96,7 +96,8 @@ class LanguageModeling(pl.LightningModule):
         if sample_tokens < 1:
             raise ValueError(f"`sample_tokens` must be >= 1, got {sample_tokens}.")
         self.model, self.loss = model, loss
-        self.optimizer = optimizer
+        # No class as the default: jsonargparse would hand its settings on to any other class.
+        self.optimizer: OptimizerCallable = MuonAdamW if optimizer is None else optimizer
         self.schedule = RunSchedule(lr_scheduler, warmup_steps, warmdown_fraction, final_fraction)
         self.sample_prompts, self.sample_tokens = sample_prompts or [], sample_tokens
         self.valid_loss, self.valid_bpb = TokenLoss(), BitsPerByte()

@@ -9,11 +9,13 @@ import torch
 import yaml
 from torch import nn
 
+from spectral_lightning import optim
 from spectral_lightning.callbacks import ASSR, RankAdaptation, SpectralMonitor, SVDModeSwitch
 from spectral_lightning.cli.entry import main
 from spectral_lightning.cli.main import SpectralCLI
 from spectral_lightning.data import TextDataModule, TokenFileDataModule
 from spectral_lightning.models import GPT, LowRankTransformer, generate
+from spectral_lightning.optim import parameter_groups
 from spectral_lightning.tasks import LanguageModeling, load_language_model
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -32,6 +34,18 @@ def files_of(config):
     if config.stem == "lowrank_dense":
         return [config.with_stem("lowrank_adaptive"), config]
     return [QUICKSTART, config] if config.stem.startswith(("assr_", "svd_")) else [config]
+
+
+def has_settings_of_its_own(task, config):
+    """The optimizer is what its class makes of what the file says, and of nothing else."""
+    written = [yaml.safe_load(path.read_text()) for path in files_of(config)]
+    models = [content["model"]["init_args"] for content in written if "model" in content]
+    (wanted,) = [model["optimizer"] for model in models if "optimizer" in model]
+    name, groups = wanted["class_path"].split(".")[-1], parameter_groups(task.model)
+    cls = getattr(optim, name, None) or getattr(torch.optim, name)
+    expected = cls(groups, **wanted.get("init_args", {})).param_groups
+    for group, other in zip(task.optimizer(groups).param_groups, expected, strict=True):
+        assert {**group, "params": None} == {**other, "params": None}
 
 
 @pytest.mark.parametrize("config", TEXT_CONFIGS, ids=lambda path: path.stem)
@@ -56,6 +70,7 @@ def test_a_configuration_builds_what_it_names(config, tmp_path):
     assert isinstance(cli.datamodule, TokenFileDataModule if reads_one_file else TextDataModule)
     if not reads_one_file:
         assert cli.model.model.vocab_size == cli.datamodule.vocab_size
+    has_settings_of_its_own(cli.model, config)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
