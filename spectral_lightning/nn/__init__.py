@@ -6,6 +6,7 @@ from spectral_lightning.nn.conversion import (
     factorize,
     low_rank_from_linear,
     merge,
+    merged_state,
     with_capacity,
 )
 from spectral_lightning.nn.factored import FactoredLinear, add_factors
@@ -25,6 +26,7 @@ __all__ = [
     "log_stablemax",
     "low_rank_from_linear",
     "merge",
+    "merged_state",
     "stablemax",
     "symlog",
     "with_capacity",

@@ -70,9 +70,25 @@ def merge(model: nn.Module) -> list[str]:
         model: Model; overwritten.
 
     Returns:
-        Names of the layers converted: `LowRankLinear`, and others with a method `to_linear`.
+        Names of the layers converted: `LowRankLinear`, and others with such methods.
     """
-    return _convert(model, lambda module: hasattr(module, "to_linear"), _to_linear)
+    return _convert(model, _holds_factors, _to_linear)
+
+
+@torch.no_grad()
+def merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """State dict that the model would have after `merge`; the model stays as it is.
+
+    Args:
+        model: Any module.
+    """
+    state: dict[str, Tensor] = dict(model.state_dict())
+    for name, module in model.named_modules():
+        if name and _holds_factors(module):
+            state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
+            plain = _to_linear(module).state_dict()
+            state |= {f"{name}.{key}": value for key, value in plain.items()}
+    return state
 
 
 def compact(model: nn.Module) -> list[str]:
@@ -158,6 +174,10 @@ def _on_meta(
 ) -> LowRankLinear:
     """A layer without values, which draws no random numbers."""
     return LowRankLinear(n, m, rank, bias is not None, **{**options, "device": "meta"})
+
+
+def _holds_factors(module: nn.Module) -> bool:
+    return hasattr(module, "to_linear") and hasattr(module, "spectral_weight")
 
 
 def _to_linear(module: Any) -> nn.Module:

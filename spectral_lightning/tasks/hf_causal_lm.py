@@ -22,6 +22,7 @@ from spectral_lightning.tasks.hf_checks import check_data, check_strategy
 from spectral_lightning.tasks.hf_generation import hf_tokenizer
 from spectral_lightning.tasks.hf_loss import (
     IGNORED_LABEL,
+    LOSS_KEY,
     inner_model,
     install_loss,
     refuse_bypass,
@@ -266,7 +267,7 @@ class HFCausalLM(HFTask):
     def load_from_checkpoint(  # type: ignore[override]
         cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any
     ) -> Self:
-        """Load a task from a local file, and build its model from there too if none is given.
+        """Load a task from a local file, and take model and loss from there if they are not given.
 
         Takes what ``LightningModule.load_from_checkpoint`` takes.
 
@@ -280,4 +281,6 @@ class HFCausalLM(HFTask):
             built = {name: saved[name] for name in ("token_weighted", "dtype") if name in saved}
             built |= {"lora": lora and LoraSettings(**lora), "model": saved["config"]}
             kwargs = {**built, **kwargs}
+        elif saved.get("config", {}).get(LOSS_KEY) is not None:
+            kwargs.setdefault("loss", CrossEntropy(**saved["config"][LOSS_KEY]))
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from spectral_lightning.nn import merge
+from spectral_lightning.nn import merged_state
 
 # Entries that a saved config may have beside those of its class.
 _FOREIGN_KEYS = {"spectral_loss", "transformers_version", "_name_or_path", "dtype", "torch_dtype"}
@@ -248,9 +248,6 @@ def save_hf(model: nn.Module, tokenizer: Any, folder: str | Path) -> None:
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(Path(folder) / "adapter")  # type: ignore[operator]
         whole = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
-    if any(hasattr(module, "to_linear") for module in whole.modules()):
-        whole = copy.deepcopy(whole)
-        merge(whole)
-    whole.save_pretrained(folder)
+    whole.save_pretrained(folder, state_dict=merged_state(whole))
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

@@ -257,10 +257,10 @@ class LanguageModeling(pl.LightningModule):
         Warns:
             UserWarning: If the model was trained for other probabilities than the task's.
         """
-        saved = checkpoint.get(CHECKPOINT_KEY, {}).get("tokenizer")
-        self._tokenizer = agreed_tokenizer(self._tokenizer, saved)
+        saved = checkpoint.get(CHECKPOINT_KEY, {})
+        self._tokenizer = agreed_tokenizer(self._tokenizer, saved.get("tokenizer"))
         trained = (saved_loss(checkpoint) or CrossEntropy()).transform
-        if trained != self.transform:
+        if "loss" in saved and trained != self.transform:
             rank_zero_warn(
                 f"The checkpoint was trained with {trained}, but `loss` has {self.transform}, for"
                 " which its logits mean other probabilities."
@@ -299,7 +299,9 @@ class LanguageModeling(pl.LightningModule):
         checkpoint = read_checkpoint(checkpoint_path)
         if "model" not in kwargs:
             kwargs["model"] = build_model(checkpoint)
-        kwargs.setdefault("loss", saved_loss(checkpoint))
+        loss = saved_loss(checkpoint)
+        if loss is not None:
+            kwargs.setdefault("loss", loss)
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def _losses(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,7 +5,14 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from spectral_lightning.nn import LowRankLinear, compact, factorize, input_moments, merge
+from spectral_lightning.nn import (
+    LowRankLinear,
+    compact,
+    factorize,
+    input_moments,
+    merge,
+    merged_state,
+)
 
 
 def make_model(seed=0):
@@ -174,4 +181,17 @@ def test_a_converted_layer_shows_its_weight_as_linear_layers_do():
     model = make_model()
     factorize(model, "0", rank=5)
     assert model[0].weight.dtype == torch.float32
-    assert torch.equal(model[0].weight, model[0].spectral_weight())
+    left, right = model[0].left_factor, model[0].right_factor
+    assert torch.allclose(model[0].weight, left @ right)
+    assert torch.allclose(model[0](X), X @ model[0].weight.mT + model[0].bias, atol=1e-5)
+
+
+def test_a_state_dict_is_merged_without_the_model():
+    model = make_model()
+    factorize(model, rank=5)
+    state = merged_state(model)
+    assert isinstance(model[0], LowRankLinear)
+    plain = make_model(seed=1)
+    plain.load_state_dict(state)
+    assert torch.allclose(plain(X), model(X), atol=1e-5)
+    assert merged_state(plain).keys() == plain.state_dict().keys()

@@ -166,6 +166,8 @@ def test_a_checkpoint_alone_builds_the_task(make_trainer, tmp_path):
     assert loaded.loss == STABLEMAX
     tokens = torch.arange(2, 10)[None]
     assert torch.equal(loaded(tokens), trained(tokens))
+    given = {"model": make(), "weights_only": True}
+    assert HFCausalLM.load_from_checkpoint(tmp_path / "run.ckpt", **given).loss == STABLEMAX
     with pytest.raises(ValueError, match="must fit the model"):
         HFCausalLM.load_from_checkpoint(tmp_path / "run.ckpt", model=make("gpt2"))
 
