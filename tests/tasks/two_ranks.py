@@ -45,6 +45,8 @@ def main(text: str, cache: str, world_size: int) -> None:
     metrics["weights"] = sum(parameter.double().sum().item() for parameter in task.parameters())
     metrics["batches"] = len(data.val_dataloader())
     sys.stdout.write(json.dumps(metrics) + "\n")
+    if torch.distributed.is_initialized():  # else its threads may outlive the interpreter
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
