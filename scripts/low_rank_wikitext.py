@@ -81,7 +81,6 @@ VARIANTS: dict[str, tuple[dict[str, Any], Callback]] = {
     "dense": ({"rank": None}, lambda steps: None),
     "fixed": ({}, lambda steps: None),
     "energy": ({"rank": 128}, adapt(EnergyController(clock=CLOCK))),
-    "energy .99": ({"rank": 128}, adapt(EnergyController(energy=0.99, clock=CLOCK))),
     "budget": ({}, adapt(BudgetAllocator(budget=0.49, clock=CLOCK))),
     "v10": ({"init": "v10", "head": "biased"}, as_v10),
 }

@@ -199,8 +199,8 @@ def test_a_second_run_installs_nothing(machine):
     result = machine.run("test.sh", "-k", "monitor and not slow")
     assert "Already installed" in result.stdout
     assert not machine.calls("-m pip")
-    (call,) = machine.calls("-m pytest")
-    assert call.endswith(" -k monitor and not slow")
+    options = "-n auto --maxprocesses 4 --dist loadfile"
+    assert machine.calls("-m pytest") == [f"-m pytest {options} -k monitor and not slow"]
 
 
 def test_the_demo_needs_nothing_more_after_the_tests(machine):

@@ -70,7 +70,8 @@ def merge(model: nn.Module) -> list[str]:
         model: Model; overwritten.
 
     Returns:
-        Names of the layers converted: `LowRankLinear`, and others with such methods.
+        Names of the layers converted: `LowRankLinear`, `FactoredLinear`, and what else has methods
+        `to_linear` and `spectral_weight`.
     """
     return _convert(model, _holds_factors, _to_linear)
 

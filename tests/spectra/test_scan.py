@@ -1,6 +1,7 @@
 """The report on a model on disk: which tensors are measured, and what is said of each."""
 
 import math
+import os
 import subprocess
 import sys
 
@@ -240,13 +241,10 @@ def test_memory_is_bounded_by_the_largest_matrix(tmp_path, suffix):
     else:
         save_file(tensors, file)
     command = [sys.executable, "-c", PEAK, str(file), str(len(tensors))]
-    peaks = []
-    for _ in range(3):  # on a busy machine the kernel may be late to take pages of the file back
-        result = subprocess.run(command, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
-        peaks.append(float(result.stdout))
-        if peaks[-1] < 110:
-            break
+    # Else glibc may keep what was freed, as little as nothing or as much as two matrices.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
     file_mib = file.stat().st_size / 2**20
     assert file_mib > 260
-    assert min(peaks) < 110, "32 MiB of the file, a matrix, its copy, and some scratch"
+    assert float(result.stdout) < 95, "32 MiB of the file, a matrix, its copy, and some scratch"
