@@ -4,8 +4,9 @@ One Trainer trains the 30 M Llama, once with `OrthogonalGradient` and AdamW, onc
 `OrthogonalAdamW`. Blocks of steps run in the order A B B A (A without, B with projection); the
 overhead is the median over such quadruples of B / A - 1. The time spent in the projection itself
 is reported too, as a share of the step and of AdamW's own part of it: the former is what a user
-pays, but carries the noise of the whole step, the latter does not. The last line printed is one
-JSON object::
+pays, but carries the noise of the whole step, the latter does not. ``memory_floor_ms`` is what
+reading weights and gradients once, and once more with writing the gradients, takes by itself: no
+projection that is a pass of its own is faster. The last line printed is one JSON object::
 
     python scripts/bench_orthogonal.py --save scripts/results/orthogonal.json
 """
@@ -133,6 +134,21 @@ def measure(form: str, quadruples: int, block_steps: int, warm_up: int) -> dict[
     }
 
 
+def memory_floor() -> float:
+    """Milliseconds of the passes over memory that the projection can not do without."""
+    weights = [weight.detach() for weight in llama_30m().parameters() if weight.ndim > 1]
+    gradients = [torch.randn_like(weight) for weight in weights]
+    seconds = []
+    for _ in range(9):
+        start = time.perf_counter()
+        for weight, gradient in zip(weights, gradients, strict=True):
+            torch.linalg.vector_norm(weight), torch.linalg.vector_norm(gradient)
+        for weight, gradient in zip(weights, gradients, strict=True):
+            gradient.add_(weight, alpha=1e-9)
+        seconds.append(time.perf_counter() - start)
+    return round(1e3 * statistics.median(seconds), 2)
+
+
 def main() -> None:
     """Parse the options, measure, report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -144,7 +160,8 @@ def main() -> None:
     save = arguments.pop("save")
     settings = {**arguments, "tokens_per_step": BATCH_SIZE * SEQUENCE_LEN}
     results = {form: measure(form, **arguments) for form in MODULES}
-    report({"benchmark": "orthogonal", **settings, **results}, save)
+    floor = {"memory_floor_ms": memory_floor()}
+    report({"benchmark": "orthogonal", **settings, **floor, **results}, save)
 
 
 if __name__ == "__main__":

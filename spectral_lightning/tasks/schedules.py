@@ -20,7 +20,7 @@ class RunSchedule:
     Args:
         lr_scheduler: Called with the optimizer, and stepped after every optimizer step. None uses
             `WarmupConstantWarmdown` over the Trainer's whole run with the rest.
-        warmup_steps: Optimizer steps of the rise.
+        warmup_steps: Optimizer steps of the rise; below 1, a share of the run.
         warmdown_fraction: Share of the run spent on the fall, in ``[0, 1]``.
         final_fraction: Rate at the end as a share of the full one, in ``[0, 1]``.
 
@@ -29,13 +29,18 @@ class RunSchedule:
     """
 
     lr_scheduler: LRSchedulerCallable | None
-    warmup_steps: int
+    warmup_steps: float
     warmdown_fraction: float
     final_fraction: float
 
     def __post_init__(self) -> None:
         if self.warmup_steps < 0:
             raise ValueError(f"`warmup_steps` must be >= 0, got {self.warmup_steps}.")
+        if self.warmup_steps > 1 and self.warmup_steps != int(self.warmup_steps):
+            raise ValueError(
+                "`warmup_steps` must be a whole number, or a share of the run below 1, got"
+                f" {self.warmup_steps}."
+            )
         for name in ("warmdown_fraction", "final_fraction"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
@@ -75,16 +80,18 @@ class RunSchedule:
             return None
         num_steps = trainer.estimated_stepping_batches
         if not 0 < num_steps < math.inf:
-            if self.warmdown_fraction > 0:
+            if self.warmdown_fraction > 0 or 0 < self.warmup_steps < 1:
+                name = "warmdown_fraction" if self.warmdown_fraction > 0 else "warmup_steps"
                 raise ValueError(
-                    "`warmdown_fraction` must be 0 in a run without an end, got"
-                    f" {self.warmdown_fraction}. Or set the Trainer's `max_steps` or `max_epochs`."
+                    f"`{name}` must be 0 in a run without an end, got {getattr(self, name)}. Or set"
+                    " the Trainer's `max_steps` or `max_epochs`."
                 )
             num_steps = self.warmup_steps
+        share = 0 < self.warmup_steps < 1
         return WarmupConstantWarmdown(
             optimizer,
             int(num_steps),
-            warmup_steps=self.warmup_steps,
+            warmup_steps=int(self.warmup_steps * num_steps) if share else int(self.warmup_steps),
             warmdown_fraction=self.warmdown_fraction,
             final_fraction=self.final_fraction,
         )
