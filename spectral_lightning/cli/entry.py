@@ -1,5 +1,6 @@
 """The console command. Answers help, version and misspelt commands before torch is imported."""
 
+import importlib
 import os
 import sys
 
@@ -15,6 +16,9 @@ TRAINER_COMMANDS = {
 COMMANDS = {
     **TRAINER_COMMANDS,
     "generate": "write text with the language model of a checkpoint",
+    "encode": "turn texts into vectors with the embedding model of a checkpoint",
+    "export": "write the embedding model of a checkpoint for other libraries",
+    "params": "count the parameters of an embedding model",
     "scan": "measure the weight matrices of a model on disk",
     "watch": "report on a run that switches modes, also while it trains",
     "compare": "compare two runs, and judge one against the other",
@@ -40,6 +44,7 @@ examples:
   spectral fit --config configs/gpt_quickstart.yaml --trainer.max_steps 100
   spectral fit --model.help LanguageModeling
   spectral generate --checkpoint last.ckpt --prompt "The function returns"
+  spectral encode --checkpoint last.ckpt --input texts.txt --output vectors.npy
   spectral scan last.ckpt --fail-on unhealthy
   spectral watch runs/x --follow
   spectral compare runs/baseline runs/x --criteria phase1
@@ -72,22 +77,10 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.write(f"spectral_lightning {spectral_lightning.__version__}\n")
         return 0
 
-    if command == "generate":
-        from spectral_lightning.cli import generate
-
-        return generate.run(rest)
-    if command == "scan":
-        from spectral_lightning.cli import scan
-
-        return scan.run(rest)
-    if command == "watch":
-        from spectral_lightning.cli import watch
-
-        return watch.run(rest)
-    if command == "compare":
-        from spectral_lightning.cli import compare
-
-        return compare.run(rest)
+    if command in COMMANDS and command not in TRAINER_COMMANDS:
+        module = importlib.import_module(f"spectral_lightning.cli.{command}")
+        status: int = module.run(rest)
+        return status
     if command in TRAINER_COMMANDS or command.split("=")[0] in LEADING_OPTIONS:
         from spectral_lightning.cli import main as trainer
 

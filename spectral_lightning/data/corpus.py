@@ -2,7 +2,8 @@
 
 `EmbeddedSource` reads `pydoc_data.topics` and the docstrings of the standard library from their
 source files; nothing of the library is imported or run. The result differs between Python
-versions, so `sys.version` belongs to the fingerprint. Reading other text lives in `sources`.
+versions, so `sys.version` belongs to the fingerprint. Reading other text lives in `sources`,
+making pairs of the docstrings in `embedded_pairs`.
 """
 
 import ast
@@ -24,6 +25,9 @@ _SKIPPED_MODULES = frozenset(
 )
 _SKIPPED_FOLDERS = frozenset({"__pycache__", "_pyrepl", "site-packages", "test", "tests"})
 
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+"""What can have a docstring."""
+
 
 class EmbeddedSource:
     """CPython's own documentation, one document per help topic and per docstring.
@@ -38,7 +42,7 @@ class EmbeddedSource:
     def fingerprint(self) -> str:
         """Return a digest of the Python version and of every file that is read."""
         digest = hashlib.blake2b(sys.version.encode(), digest_size=16)
-        for path in (*_topic_files(), *_library_files()):
+        for path in (*_topic_files(), *library_files()):
             digest.update(path.read_bytes())
         digest.update(_fallback_text().encode())
         return digest.hexdigest()
@@ -49,7 +53,7 @@ class EmbeddedSource:
         Warns:
             UserWarning: If CPython's documentation is missing and the small text is used.
         """
-        documents = _parse_documents(_topic_files(), _library_files())
+        documents = _parse_documents(_topic_files(), library_files())
         if sum(map(len, documents)) < _MIN_CORPUS_CHARS:
             warnings.warn(
                 "This Python carries no documentation of its own (a stripped installation), so"
@@ -72,7 +76,8 @@ def _topic_files() -> tuple[Path, ...]:
     return tuple(path for path in files if path.is_file())
 
 
-def _library_files() -> tuple[Path, ...]:
+def library_files() -> tuple[Path, ...]:
+    """Return the source files of the standard library's public modules, sorted."""
     root = Path(sysconfig.get_path("stdlib"))
     files: list[Path] = []
     for name in sorted(sys.stdlib_module_names - _SKIPPED_MODULES):
@@ -91,26 +96,26 @@ def _library_files() -> tuple[Path, ...]:
 def _parse_documents(topics: tuple[Path, ...], library: tuple[Path, ...]) -> tuple[str, ...]:
     """Parse the sources once per process (about 2 s); docstrings survive `-OO` this way."""
     documents: list[str] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # old escapes in the library's own string literals
-        for path in topics:
-            texts = _assigned_literal(_parse(path), "topics")
-            documents.extend(texts[name] for name in sorted(texts))
-        for path in library:
-            documents.extend(
-                text
-                for node in ast.walk(_parse(path))
-                if isinstance(
-                    node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-                )
-                and (text := ast.get_docstring(node))
-            )
+    for path in topics:
+        texts = _assigned_literal(_parse(path), "topics")
+        documents.extend(texts[name] for name in sorted(texts))
+    for path in library:
+        documents.extend(text for _, text in docstrings(path))
     return tuple(documents)
 
 
+def docstrings(path: Path) -> Iterator[tuple[Documented, str]]:
+    """Yield what a source file documents, module first, each with its docstring."""
+    for node in ast.walk(_parse(path)):
+        if isinstance(node, Documented) and (text := ast.get_docstring(node)):
+            yield node, text
+
+
 def _parse(path: Path) -> ast.Module:
-    # Bytes, not text: the parser then honours a file's own coding declaration.
-    return ast.parse(path.read_bytes(), filename=str(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # old escapes in the library's own string literals
+        # Bytes, not text: the parser then honours a file's own coding declaration.
+        return ast.parse(path.read_bytes(), filename=str(path))
 
 
 def _assigned_literal(module: ast.Module, name: str) -> dict[str, str]:
