@@ -15,11 +15,17 @@ from spectral_lightning.callbacks.assr_v15 import (
     print_spectral_report,
 )
 from spectral_lightning.callbacks.base import SpectralCallback
+from spectral_lightning.callbacks.checkpoint_backup import CheckpointBackup
+from spectral_lightning.callbacks.embedding_health import EmbeddingHealth
 from spectral_lightning.callbacks.monitor import SpectralMonitor
+from spectral_lightning.callbacks.named_checkpoints import FinalCheckpoint
+from spectral_lightning.callbacks.non_finite_guard import NonFiniteGuard
 from spectral_lightning.callbacks.orthogonal_gradient import OrthogonalGradient
 from spectral_lightning.callbacks.rank_adaptation import RankAdaptation
 from spectral_lightning.callbacks.softmax_collapse import SoftmaxCollapse
 from spectral_lightning.callbacks.svd_mode import SVDModeSwitch
+from spectral_lightning.callbacks.target_progress import TargetProgress
+from spectral_lightning.callbacks.throughput import Throughput
 from spectral_lightning.callbacks.update_bound import UpdateBound
 from spectral_lightning.control import ASSRConfig
 
@@ -29,6 +35,10 @@ if TYPE_CHECKING:
 __all__ = [
     "ASSR",
     "ASSRConfig",
+    "CheckpointBackup",
+    "EmbeddingHealth",
+    "FinalCheckpoint",
+    "NonFiniteGuard",
     "OrthogonalGradient",
     "RankAdaptation",
     "SVDModeSwitch",
@@ -37,6 +47,8 @@ __all__ = [
     "SpectralHealth",
     "SpectralMonitor",
     "SpectralTrainerCallback",
+    "TargetProgress",
+    "Throughput",
     "UpdateBound",
     "analyze_layer",
     "auto_calibrate",

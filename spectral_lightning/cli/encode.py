@@ -57,6 +57,8 @@ def _encode(options: argparse.Namespace) -> int:
     if not texts:
         raise ValueError(f"`--input` must hold at least one text, but {options.input} has none.")
 
+    import numpy as np
+
     from spectral_lightning.tasks import load_sentence_encoder
 
     encoder = load_sentence_encoder(options.checkpoint, options.head, options.dim)
@@ -66,7 +68,8 @@ def _encode(options: argparse.Namespace) -> int:
         device=options.device,
         show_progress_bar=sys.stderr.isatty(),
     )
-    _write(output, texts, vectors)
+    assert not isinstance(vectors, list)
+    _write(output, texts, np.asarray(vectors))
     sys.stderr.write(
         f"{vectors.shape[0]:,} vectors of {vectors.shape[1]} numbers (head {encoder.head}) in"
         f" {output}.\n"
@@ -78,7 +81,7 @@ def _read(source: str) -> list[str]:
     """Texts of a file, one per line; empty lines do not count."""
     is_input = source == "-"
     content = sys.stdin.read() if is_input else Path(source).read_text("utf-8")
-    lines = content.splitlines()
+    lines = content.split("\n")  # other separators may be part of a text
     if not source.endswith(".jsonl"):
         return [line for line in lines if line.strip()]
     texts = []

@@ -20,12 +20,14 @@ def run(args: list[str]) -> int:
     def command(_: object) -> int:
         from transformers.utils.logging import disable_progress_bar
 
-        from spectral_lightning.tasks import load_sentence_encoder
-        from spectral_lightning.tasks.embedding_export import export
+        from spectral_lightning.tasks import export_sentence_encoder, load_sentence_encoder
 
         disable_progress_bar()  # type: ignore[no-untyped-call]
         encoder = load_sentence_encoder(options.checkpoint, options.head)
-        export(encoder, options.output, options.format)
+        try:
+            export_sentence_encoder(encoder, options.output, options.format)
+        except ImportError as error:  # says what to install
+            raise ValueError(str(error)) from error
         sys.stdout.write(f"{options.output}: head {encoder.head}, format {options.format}.\n")
         return 0
 

@@ -1,8 +1,10 @@
 """`spectral params`: how many parameters an embedding model has, and where."""
 
 import argparse
+import inspect
 import json
 import sys
+from collections.abc import Mapping
 
 from spectral_lightning.cli import errors
 from spectral_lightning.cli.options import CommandParser
@@ -35,17 +37,22 @@ def _parser() -> CommandParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="setting that differs, such as hidden_size=1152 or use_spectral=false; may be repeated",
+        help="setting that differs, such as hidden_size=1152 or use_spectral=false; repeatable",
     )
     add("--json", action="store_true", help="print one JSON object")
     return parser
 
 
 def _params(options: argparse.Namespace) -> int:
-    settings = dict(map(_setting, options.set))
+    written = [_parted(text) for text in options.set]
 
-    from spectral_lightning.models.spectra import SpectraConfig, parameters_by_part
+    from spectral_lightning.models.spectra import PRESETS, SpectraConfig, parameters_by_part
 
+    if options.size not in PRESETS:
+        raise ValueError(f"`--size` must be one of {', '.join(PRESETS)}, got {options.size!r}.")
+    preset = SpectraConfig.preset(options.size)
+    known = {name: getattr(preset, name) for name in inspect.get_annotations(SpectraConfig)}
+    settings = {name: _value(name, text, known) for name, text in written}
     parts = parameters_by_part(SpectraConfig.preset(options.size, **settings))
     total = sum(parts.values())
     if options.json:
@@ -61,11 +68,23 @@ def _params(options: argparse.Namespace) -> int:
     return 0
 
 
-def _setting(text: str) -> tuple[str, object]:
+def _parted(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"`--set` must be NAME=VALUE, got {text!r}.")
+    return name, value
+
+
+def _value(name: str, text: str, known: Mapping[str, object]) -> object:
+    """What a setting is given as, of the kind that it has in a preset."""
+    if name not in known:
+        raise ValueError(f"`--set` must name a setting of SpectraConfig, got {name!r}.")
     try:
-        return name, json.loads(value)
+        value = json.loads(text)
     except json.JSONDecodeError:
-        return name, value
+        value = text
+    kinds = {tuple: (list,), float: (float, int)}
+    kind = type(known[name])
+    if isinstance(value, kinds.get(kind, (kind,))):
+        return value
+    raise ValueError(f"`--set` must give `{name}` as such as {known[name]}, got {text!r}.")

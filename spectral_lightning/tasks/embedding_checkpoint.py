@@ -9,9 +9,15 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from spectral_lightning.losses import CrossEntropy, LearnableTemperature, Matryoshka, SpectraLoss
+from spectral_lightning.losses import (
+    CosineTemperature,
+    CrossEntropy,
+    LearnableTemperature,
+    Matryoshka,
+    SpectraLoss,
+)
 from spectral_lightning.models.spectra import SpectraConfig, SpectraModel
-from spectral_lightning.tasks.checkpoint import CHECKPOINT_KEY, read_checkpoint
+from spectral_lightning.tasks.checkpoint import CHECKPOINT_KEY, check_tensors, read_checkpoint
 from spectral_lightning.tasks.sentence_encoder import SentenceEncoder
 
 _TOKENIZER_FILE = "tokenizer.json"
@@ -44,6 +50,21 @@ def unpack_tokenizer(files: Mapping[str, str]) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(folder)
 
 
+def check_same_tokens(own: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer whose token ids mean other texts than those of the trained one.
+
+    Raises:
+        ValueError: If the two differ in a token.
+    """
+    if own.get_vocab() != other.get_vocab():
+        raise ValueError(
+            "The data module's tokenizer must be the one the model was trained with, but it is"
+            " another one. Write that one to a folder with"
+            " `load_sentence_encoder(checkpoint).tokenizer.save_pretrained(folder)` and give the"
+            " data module `tokenizer=folder`."
+        )
+
+
 def task_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a `SentenceEmbedding` that a checkpoint's part knows.
 
@@ -56,7 +77,7 @@ def task_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
     if "loss" in saved:
         settings["loss"] = unpack_loss(saved["loss"])
     if saved.get("temperature") is not None:
-        settings["temperature"] = LearnableTemperature(**saved["temperature"])
+        settings["temperature"] = unpack_temperature(saved["temperature"])
     if "eval_heads" in saved:
         settings["eval_heads"] = saved["eval_heads"]
     return settings
@@ -74,6 +95,20 @@ def unpack_loss(settings: Mapping[str, Any]) -> SpectraLoss:
     if own["cross_entropy"] is not None:
         own["cross_entropy"] = CrossEntropy(**own["cross_entropy"])
     return SpectraLoss(**own)
+
+
+def pack_temperature(temperature: CosineTemperature | LearnableTemperature) -> dict[str, float]:
+    """Return the settings of a temperature as plain containers."""
+    if isinstance(temperature, LearnableTemperature):
+        return temperature.settings()
+    return asdict(temperature)
+
+
+def unpack_temperature(settings: Mapping[str, float]) -> CosineTemperature | LearnableTemperature:
+    """Return the temperature of `pack_temperature`."""
+    if "lowest" in settings:
+        return LearnableTemperature(**settings)
+    return CosineTemperature(**settings)
 
 
 def load_sentence_encoder(
@@ -101,13 +136,13 @@ def load_sentence_encoder(
         )
     model = SpectraModel(SpectraConfig.from_dict(saved["config"]))
     prefix = "model."
-    model.load_state_dict(
-        {
-            name.removeprefix(prefix): tensor
-            for name, tensor in checkpoint["state_dict"].items()
-            if name.startswith(prefix)
-        }
-    )
+    weights = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(prefix)
+    }
+    check_tensors(model.state_dict(), weights, strict=True)
+    model.load_state_dict(weights)
     return SentenceEncoder(
         model.train(mode=False),
         unpack_tokenizer(saved["tokenizer"]),

@@ -4,10 +4,11 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from safetensors.torch import save_file
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from spectral_lightning.models.spectra import SpectraModel
 from spectral_lightning.tasks.sentence_encoder import SentenceEncoder, evaluating
@@ -55,7 +56,9 @@ vectors = model(batch["input_ids"], batch["attention_mask"]).{head}
 }
 
 
-def export(encoder: SentenceEncoder, folder: str | Path, kind: ExportFormat) -> None:
+def export_sentence_encoder(
+    encoder: SentenceEncoder, output: str | Path, format: ExportFormat = "sentence-transformers"
+) -> None:
     """Write an embedding model for use elsewhere.
 
     - ``sentence-transformers``: one head, of modules that library has itself. The folder of a model
@@ -66,22 +69,21 @@ def export(encoder: SentenceEncoder, folder: str | Path, kind: ExportFormat) -> 
 
     Args:
         encoder: Model, tokenizer and head (`load_sentence_encoder`, `SentenceEmbedding.encoder`).
-        folder: Where to write; made if it does not exist.
-        kind: Format.
+        output: New or empty folder to write.
+        format: For which library.
 
     Raises:
         ImportError: If sentence-transformers is wanted and not installed.
         ValueError: If the format is unknown, the folder holds something, or the format has no
             modules for the head.
     """
-    if kind not in get_args(ExportFormat):
-        known = ", ".join(get_args(ExportFormat))
-        raise ValueError(f"`format` must be one of {known}, got {kind!r}.")
-    folder = Path(folder)
+    if format not in _WRITERS:
+        raise ValueError(f"`format` must be one of {', '.join(_WRITERS)}, got {format!r}.")
+    folder = Path(output)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"`output` must be a new or an empty folder, but {folder} is not.")
     with evaluating(encoder.model):
-        _WRITERS[kind](encoder, folder)
+        _WRITERS[format](encoder, folder)
 
 
 def _write_sentence_transformers(encoder: SentenceEncoder, folder: Path) -> None:
@@ -99,7 +101,7 @@ def _write_sentence_transformers(encoder: SentenceEncoder, folder: Path) -> None
         is_own = model.config.backbone_config is None
         backbone: Any = model.encoder_only() if is_own else model.encoder
         backbone.save_pretrained(scratch)
-        encoder.tokenizer.save_pretrained(scratch)
+        _tokenizer(encoder).save_pretrained(scratch)
         first = Transformer(scratch, max_seq_length=encoder.max_length)
         whole = SentenceTransformer(
             modules=[first, *head], similarity_fn_name="cosine", device="cpu"
@@ -147,7 +149,7 @@ def _head_modules(model: SpectraModel, head: str) -> list[nn.Module]:
 
 def _write_huggingface(encoder: SentenceEncoder, folder: Path) -> None:
     _spectra(encoder).save_pretrained(folder)
-    encoder.tokenizer.save_pretrained(folder)
+    _tokenizer(encoder).save_pretrained(folder)
     _write_card(encoder, folder, "huggingface")
 
 
@@ -182,6 +184,15 @@ def _write_card(encoder: SentenceEncoder, folder: Path, kind: str) -> None:
         usage=usage.strip(),
     )
     (folder / "README.md").write_text(card, "utf-8")
+
+
+def _tokenizer(encoder: SentenceEncoder) -> PreTrainedTokenizerBase:
+    tokenizer = encoder.tokenizer
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ValueError(
+            f"`encoder` must hold a tokenizer of transformers, got a {type(tokenizer).__name__}."
+        )
+    return tokenizer
 
 
 def _spectra(encoder: SentenceEncoder) -> SpectraModel:

@@ -1,6 +1,7 @@
 """What the model of a sentence-embedding task may be given as, and which parts it gets."""
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,6 +13,7 @@ Part = Literal["spectral", "anchor", "bridge", "matryoshka", "angular"]
 """Parts of the model and the loss that can be left out."""
 
 _HEADS = ("entity", "retrieval", "anchor", "ranking")
+_SOURCES = ("preset", "folder", "backbone", "bert")
 
 
 def check_parts(without: Iterable[str]) -> frozenset[str]:
@@ -33,6 +35,8 @@ def embedding_model(
 ) -> SpectraModel:
     """Build or load an embedding model with the heads that its loss trains, and no others.
 
+    A given model keeps its other heads, which are not trained.
+
     Args:
         model: A size (`PRESETS`); a folder or a name on the Hugging Face Hub, of a model saved by
             this library or of any encoder, which becomes the backbone; a dict with one of
@@ -48,67 +52,117 @@ def embedding_model(
         OSError: If a folder or name can not be had.
         ValueError: If a size or a setting is unknown, or a given model lacks a head.
     """
-    heads = {"ranking" if head == "spectral" else head for head in heads}  # a part of it
-    wanted: dict[str, Any] = {f"use_{head}": head in heads for head in _HEADS}
+    trained = frozenset(heads)
+    if isinstance(model, SpectraModel):
+        return _trained(model, trained)
+    built = _needed(trained)
+    wanted: dict[str, Any] = {f"use_{head}": head in built for head in _HEADS}
+    if "semantic" not in built:
+        wanted["semantic_dims"] = ()
     if not spectral_branch:
         wanted["use_spectral"] = False
-    if isinstance(model, SpectraModel):
-        return _with_heads(model, heads)
     settings = (
         {"preset" if model in PRESETS else "folder": model} if isinstance(model, str) else model
     )
+    _check_names(settings)
     settings = {**wanted, **settings}
-    sources = [name for name in ("preset", "folder", "backbone", "bert") if name in settings]
+    source = next((name for name in _SOURCES if name in settings), "settings")
+    try:
+        return _trained(_BUILDERS[source](settings), trained)
+    except OSError as error:
+        raise _without_network(error, str(settings.get(source))) from error
+
+
+def _check_names(settings: dict[str, Any]) -> None:
+    sources = [name for name in _SOURCES if name in settings]
     if len(sources) > 1:
         raise ValueError(
-            f"`model` must have one of preset, folder, backbone and bert, got {sources}."
+            f"`model` must have one of {', '.join(_SOURCES)}, got {', '.join(sources)}."
         )
-    built = _BUILDERS[sources[0] if sources else "settings"](settings)
-    return _with_heads(built, heads)
+    for name in sorted(set(settings) - set(_SOURCES)):
+        if name not in inspect.get_annotations(SpectraConfig):
+            raise ValueError(
+                f"`model` must hold {', '.join(_SOURCES)} and settings of SpectraConfig, got"
+                f" {name!r}."
+            )
+
+
+def _without_network(error: OSError, source: str) -> OSError:
+    if Path(source).is_dir():
+        return error
+    return OSError(
+        f"`model` must be a folder or a name that the Hugging Face Hub answers for, got {source!r}"
+        f" ({str(error).splitlines()[0].rstrip('.:')}). Without a network, fetch it elsewhere with"
+        f" `hf download {source}` and give the folder, or set HF_HOME to a cache that holds it."
+    )
 
 
 def _from_preset(settings: dict[str, Any]) -> SpectraModel:
-    name = settings.pop("preset")
-    return SpectraModel(SpectraConfig.preset(name, **settings))
+    name, others = _parted(settings, "preset")
+    if name not in PRESETS:
+        raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {name!r}.")
+    return SpectraModel(SpectraConfig.preset(name, **others))
 
 
 def _from_folder(settings: dict[str, Any]) -> SpectraModel:
-    folder = settings["folder"]
-    is_name = not Path(folder).exists() and "/" not in folder
-    if is_name:
+    folder, others = _parted(settings, "folder")
+    if not Path(folder).exists() and "/" not in folder:
         raise ValueError(
             f"`model` must be one of the sizes {', '.join(PRESETS)}, a folder, or a name on the"
             f" Hugging Face Hub with its owner, got {folder!r}."
         )
     config = AutoConfig.from_pretrained(folder)
-    if isinstance(config, SpectraConfig):
-        return SpectraModel.from_pretrained(folder)
-    return _from_backbone({**settings, "backbone": folder})
+    if not isinstance(config, SpectraConfig):
+        return _from_backbone({**others, "backbone": folder})
+    config = SpectraConfig.from_dict({**config.to_dict(), **others})
+    return SpectraModel.from_pretrained(folder, config=config)
 
 
 def _from_backbone(settings: dict[str, Any]) -> SpectraModel:
-    others = {k: v for k, v in settings.items() if k not in ("folder", "backbone", "use_spectral")}
-    return SpectraModel.from_backbone(settings["backbone"], **others)
+    name, others = _parted(settings, "backbone")
+    others.pop("use_spectral", None)  # it has attention of its own
+    return SpectraModel.from_backbone(name, **others)
 
 
 def _from_bert(settings: dict[str, Any]) -> SpectraModel:
-    return SpectraModel.from_bert(settings.pop("bert"), **settings)
+    name, others = _parted(settings, "bert")
+    return SpectraModel.from_bert(name, **others)
 
 
-_BUILDERS = {
+def _from_settings(settings: dict[str, Any]) -> SpectraModel:
+    return SpectraModel(SpectraConfig(**settings))
+
+
+def _parted(settings: dict[str, Any], source: str) -> tuple[Any, dict[str, Any]]:
+    return settings[source], {name: settings[name] for name in settings if name != source}
+
+
+_BUILDERS: dict[str, Callable[[dict[str, Any]], SpectraModel]] = {
     "preset": _from_preset,
     "folder": _from_folder,
     "backbone": _from_backbone,
     "bert": _from_bert,
-    "settings": lambda settings: SpectraModel(SpectraConfig(**settings)),
+    "settings": _from_settings,
 }
 
 
-def _with_heads(model: SpectraModel, heads: Iterable[str]) -> SpectraModel:
-    missing = sorted(set(heads) - set(model.head_dims()))
+def _needed(trained: frozenset[str]) -> set[str]:
+    """Heads to build; the spectral output is a part of the ranking head."""
+    return {"ranking" if head == "spectral" else head for head in trained}
+
+
+def _trained(model: SpectraModel, trained: frozenset[str]) -> SpectraModel:
+    """Check that what is trained exists, and freeze what is not: DDP waits for every gradient."""
+    missing = sorted(_needed(trained) - set(model.head_dims()))
     if missing:
         raise ValueError(
             f"`model` must have the heads that the loss trains, but lacks {', '.join(missing)};"
             " leave those terms out, or build the model with them."
         )
+    idle = [f"heads.{head}" for head in set(model.head_dims()) - _needed(trained)]
+    if "spectral" in trained and "ranking" not in trained:
+        idle += ["heads.ranking.output", "heads.ranking.output_norm"]
+        model.heads.get_submodule("ranking").get_parameter("basis").requires_grad_(False)
+    for name in idle:
+        model.get_submodule(name).requires_grad_(False)
     return model.train()

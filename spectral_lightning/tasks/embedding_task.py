@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -11,7 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from spectral_lightning.models.spectra import SpectraModel
+from spectral_lightning.tasks.checkpoint import CHECKPOINT_KEY, CheckedCheckpointIO
 from spectral_lightning.tasks.embedding_batches import cut, encode_chunks
+from spectral_lightning.tasks.embedding_checkpoint import check_same_tokens, unpack_tokenizer
 from spectral_lightning.tasks.embedding_metrics import SimilarityCorrelation
 from spectral_lightning.tasks.embedding_report import Result, log_values
 from spectral_lightning.tasks.embedding_retrieval import CorpusRetrieval
@@ -68,11 +72,16 @@ class EmbeddingTask(pl.LightningModule):
         """Take tokenizer and evaluation sets from the data module.
 
         Raises:
-            ValueError: If model and data module do not fit together.
+            ValueError: If model, tokenizer and data module do not fit together.
         """
+        strategy = self.trainer.strategy
+        if type(strategy.checkpoint_io) is TorchCheckpointIO:
+            strategy.checkpoint_io = CheckedCheckpointIO()
         data = getattr(self.trainer, "datamodule", None)
         tokenizer = getattr(data, "tokenizer", None)
         if tokenizer is not None:
+            if self._tokenizer is not None:
+                check_same_tokens(self._tokenizer, tokenizer)
             self._tokenizer = tokenizer
             self.max_length = getattr(data, "max_length", self.max_length)
             _check_fit(self.model, len(tokenizer), self.max_length)
@@ -86,6 +95,21 @@ class EmbeddingTask(pl.LightningModule):
         if stage == "fit":
             count = sum(parameter.numel() for parameter in self.model.parameters())
             rank_zero_info(f"The embedding model has {count:,} parameters.")
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the tokenizer of a checkpoint.
+
+        Raises:
+            ValueError: If the data module has another one.
+        """
+        saved = checkpoint.get(CHECKPOINT_KEY, {})
+        if saved.get("tokenizer") is None:
+            return
+        tokenizer = unpack_tokenizer(saved["tokenizer"])
+        if self._tokenizer is None:
+            self._tokenizer, self.max_length = tokenizer, saved["max_length"]
+        check_same_tokens(self._tokenizer, tokenizer)
 
     def _metric(self, kind: str, head: str) -> nn.Module:
         dims = self.model.head_dims()[head]
@@ -127,6 +151,12 @@ class EmbeddingTask(pl.LightningModule):
         self._evaluate("test", batch, dataloader_idx)
 
     @override
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Return the vectors of the first head of a batch's texts, shape ``(B, k, d)``."""
+        columns = self.represent(batch)
+        return torch.stack([column[self.eval_heads[0]] for column in columns], 1)
+
+    @override
     def on_validation_epoch_end(self) -> None:
         """Log the numbers of all sets."""
         self._report("valid")
@@ -137,6 +167,11 @@ class EmbeddingTask(pl.LightningModule):
         self._report("test")
 
     def _evaluate(self, stage: str, batch: Any, number: int) -> None:
+        if not self._sets[stage]:
+            raise ValueError(
+                "Evaluation needs a data module that says in `eval_sets` and `test_sets` what its"
+                " loaders evaluate; give a `PairsDataModule`."
+            )
         columns, found = self.represent(batch), self._sets[stage][number]
         loss = None if found.kind == "sts" else self.eval_loss(columns, batch)
         if loss is not None:

@@ -62,7 +62,7 @@ class HFCausalLM(HFTask):
         optimizer: Called with the model's parameter groups; None for ``torch.optim.AdamW``.
         lr_scheduler: Called with the optimizer and stepped after every optimizer step. None uses
             `WarmupConstantWarmdown` over the Trainer's whole run with the next three arguments.
-        warmup_steps: Optimizer steps in which the learning rate rises.
+        warmup_steps: Optimizer steps in which the learning rate rises; below 1, a share of the run.
         warmdown_fraction: Share of the run in which the learning rate falls, in ``[0, 1]``.
         final_fraction: Learning rate at the end as a share of the full one, in ``[0, 1]``.
         token_weighted: Divide the loss by the tokens that count in all batches and ranks of an
@@ -93,7 +93,7 @@ class HFCausalLM(HFTask):
         loss: CrossEntropy | None = None,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
-        warmup_steps: int = 0,
+        warmup_steps: float = 0,
         warmdown_fraction: float = 0.2,
         final_fraction: float = 0.0,
         token_weighted: bool = True,

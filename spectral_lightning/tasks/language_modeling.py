@@ -60,7 +60,7 @@ class LanguageModeling(pl.LightningModule):
         optimizer: Called with the model's parameter groups; None for `MuonAdamW`.
         lr_scheduler: Called with the optimizer and stepped after every optimizer step. None uses
             `WarmupConstantWarmdown` over the Trainer's whole run with the next three arguments.
-        warmup_steps: Optimizer steps in which the learning rate rises.
+        warmup_steps: Optimizer steps in which the learning rate rises; below 1, a share of the run.
         warmdown_fraction: Share of the run in which the learning rate falls, in ``[0, 1]``.
             Defaults of the three from nanochat, November 2025.
         final_fraction: Learning rate at the end as a share of the full one, in ``[0, 1]``.
@@ -83,7 +83,7 @@ class LanguageModeling(pl.LightningModule):
         model: nn.Module,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
-        warmup_steps: int = 0,
+        warmup_steps: float = 0,
         warmdown_fraction: float = 0.2,
         final_fraction: float = 0.0,
         sample_prompts: list[str] | None = None,

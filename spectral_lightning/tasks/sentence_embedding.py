@@ -26,14 +26,16 @@ from spectral_lightning.optim import parameter_groups
 from spectral_lightning.tasks.checkpoint import CHECKPOINT_KEY, check_tensors, read_checkpoint
 from spectral_lightning.tasks.embedding_checkpoint import (
     pack_loss,
+    pack_temperature,
     pack_tokenizer,
     task_settings,
-    unpack_tokenizer,
 )
 from spectral_lightning.tasks.embedding_models import Part, check_parts, embedding_model
 from spectral_lightning.tasks.embedding_task import EmbeddingTask
 from spectral_lightning.tasks.hf_models import decoder_layers, recompute_activations
 from spectral_lightning.tasks.schedules import RunSchedule
+
+_WARMUP = 0.08  # from Spectra-NSA
 
 
 class SentenceEmbedding(EmbeddingTask):
@@ -84,7 +86,7 @@ class SentenceEmbedding(EmbeddingTask):
         temperature: CosineTemperature | LearnableTemperature | None = None,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
-        warmup_steps: float = 0.08,
+        warmup_steps: float = _WARMUP,
         warmdown_fraction: float = 0.92,
         final_fraction: float = 0.0,
         chunk_size: int | None = None,
@@ -105,6 +107,8 @@ class SentenceEmbedding(EmbeddingTask):
         # A module, which is learned, becomes a part of the task by being its attribute.
         self.temperature = CosineTemperature() if temperature is None else temperature
         self.optimizer: OptimizerCallable = AdamW if optimizer is None else optimizer
+        if lr_scheduler is not None and warmup_steps == _WARMUP:
+            warmup_steps = 0  # not asked for
         self.schedule = RunSchedule(lr_scheduler, warmup_steps, warmdown_fraction, final_fraction)
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"`chunk_size` must be >= 1 or None, got {chunk_size}.")
@@ -120,7 +124,8 @@ class SentenceEmbedding(EmbeddingTask):
         super().setup(stage)
         if self.compile_layers:
             for layer in decoder_layers(self.model):
-                layer.compile()
+                if layer._compiled_call_impl is None:
+                    layer.compile()
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -145,7 +150,10 @@ class SentenceEmbedding(EmbeddingTask):
         temperature = self._temperature()
         total, terms = self._loss(columns, batch, temperature)
         self._terms = {name: term.detach() for name, term in terms.items()}
-        self._representations = {name: rows.detach() for name, rows in columns[0].items()}
+        pairs = {
+            name: torch.stack([rows, columns[1][name]], 1) for name, rows in columns[0].items()
+        }
+        self._representations = {name: rows.detach() for name, rows in pairs.items()}
         self.log("train/loss", total, prog_bar=True)
         self.log("train/temperature", temperature)
         self.log_dict({f"train/{name}": term for name, term in self._terms.items()})
@@ -156,7 +164,7 @@ class SentenceEmbedding(EmbeddingTask):
         return self._terms
 
     def last_representations(self) -> dict[str, Tensor] | None:
-        """Return the anchors of the last training step by head, detached; None before the first."""
+        """Return anchors and positives of the last step by head, ``(B, 2, d)``; None at first."""
         return self._representations
 
     @override
@@ -183,7 +191,8 @@ class SentenceEmbedding(EmbeddingTask):
                 name: cosent_loss(columns[0][name], columns[1][name], batch["scores"])
                 for name in heads
             }
-            return torch.stack(list(losses.values())).mean(), losses
+            # Every parameter has a gradient, which DDP waits for.
+            return torch.stack(list(losses.values())).mean() + 0.0 * temperature, losses
         negatives = None
         if len(columns) > 2:
             negatives = {
@@ -202,15 +211,12 @@ class SentenceEmbedding(EmbeddingTask):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the tokenizer and how to build the model, as plain containers."""
-        temperature = self.temperature
         checkpoint[CHECKPOINT_KEY] = {
             "config": json.loads(self.model.config.to_json_string(use_diff=False)),
             "tokenizer": None if self._tokenizer is None else pack_tokenizer(self._tokenizer),
             "max_length": self.max_length,
             "loss": pack_loss(self.loss),
-            "temperature": temperature.settings()
-            if isinstance(temperature, LearnableTemperature)
-            else None,
+            "temperature": pack_temperature(self.temperature),
             "eval_heads": list(self.eval_heads),
         }
 
@@ -241,10 +247,7 @@ class SentenceEmbedding(EmbeddingTask):
         """
         saved = read_checkpoint(checkpoint_path).get(CHECKPOINT_KEY, {})
         settings = {} if "model" in kwargs else task_settings(saved)
-        task = super().load_from_checkpoint(checkpoint_path, *args, **{**settings, **kwargs})
-        if saved.get("tokenizer") is not None:
-            task._tokenizer = unpack_tokenizer(saved["tokenizer"])
-        return task
+        return super().load_from_checkpoint(checkpoint_path, *args, **{**settings, **kwargs})
 
 
 def _fitting(loss: SpectraLoss, dims: dict[str, tuple[int, ...]]) -> SpectraLoss:
@@ -255,5 +258,6 @@ def _fitting(loss: SpectraLoss, dims: dict[str, tuple[int, ...]]) -> SpectraLoss
         weights = default.semantic_dims.weights if len(dims["semantic"]) == 3 else None
         changes["semantic_dims"] = Matryoshka(dims=dims["semantic"], weights=weights)
     if loss.bridge_dims == default.bridge_dims and "entity" in dims:
-        changes["bridge_dims"] = dims["entity"][-1:]
+        common = [dim for dim in dims["entity"] if dim <= dims["semantic"][0]]
+        changes["bridge_dims"] = (common[-1] if common else dims["semantic"][0],)
     return replace(loss, **changes)

@@ -134,6 +134,18 @@ class SpectraModel(PreTrainedModel):
         """Return the widths of each embedding head that is built, largest first."""
         return dict(self.heads.dims)
 
+    def gate_values(self) -> dict[str, Tensor]:
+        """Return the gate of the spectral branch and the enrichments' weights of each layer."""
+        found = {}
+        for name, module in self.named_modules():
+            if not isinstance(module, SpectraAttention):
+                continue
+            gates = [] if module.spectral is None else [module.spectral.fusion()]
+            gates += [] if module.fractal is None else [module.fractal]
+            if gates:
+                found[name.removesuffix(".attention")] = torch.cat(gates).detach()
+        return found
+
     def head_names(self) -> tuple[str, ...]:
         """Return the module names of the output layers, which optimizers treat apart."""
         built = [name for name in self.heads.dims if hasattr(getattr(self.heads, name), "output")]

@@ -199,3 +199,10 @@ def test_without_a_semantic_head_the_embedding_is_the_pooled_state(build, texts)
     assert "heads.semantic.output" not in model.head_names()
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == sum(parameters_by_part(model.config).values())
+
+
+def test_gates_of_every_layer_can_be_watched(build):
+    gates = build().gate_values()
+    assert list(gates) == ["encoder.layers.0", "encoder.layers.1"]
+    assert torch.allclose(gates["encoder.layers.0"], torch.tensor([0.1, 0.02]))
+    assert not build(use_spectral=False, fractal_depth=0).gate_values()
