@@ -120,7 +120,6 @@ def _from_folder(settings: dict[str, Any]) -> SpectraModel:
 
 def _from_backbone(settings: dict[str, Any]) -> SpectraModel:
     name, others = _parted(settings, "backbone")
-    others.pop("use_spectral", None)  # it has attention of its own
     return SpectraModel.from_backbone(name, **others)
 
 

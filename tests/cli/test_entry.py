@@ -51,6 +51,9 @@ def test_no_command_shows_the_help_and_fails():
     ("command", "words"),
     [
         ("generate", ["--max_new_tokens"]),
+        ("encode", ["--head", "--dim", ".safetensors"]),
+        ("export", ["sentence-transformers", "huggingface", "safetensors"]),
+        ("params", ["--size", "--set"]),
         ("scan", ["--fail-on", "failure", "unhealthy", *rules.COLUMNS]),
     ],
 )
@@ -66,13 +69,16 @@ def test_help_of_a_command_needs_no_torch(command, words):
     [
         (["fti"], "Unknown command `fti`; did you mean `fit`?"),
         (["Generate"], "Unknown command `Generate`; did you mean `generate`?"),
-        (["export"], "Unknown command `export`."),
+        (["publish"], "Unknown command `publish`."),
         (["--hlep"], "Unknown option `--hlep`; did you mean `--help`?"),
         (["generate", "--promt", "x"], "Unknown option `--promt`; did you mean `--prompt`?"),
         (["generate", "--prompt=x"], "`--checkpoint` must be given."),
         (["generate", "--checkpoint=x"], "`--prompt` must be given."),
         (["generate", "--check=x", "--prompt=x"], "Unknown option `--check`"),
         (["generate", "--top_k=many"], "Argument --top_k: invalid int value: 'many'."),
+        (["encode", "--checkpoint=x"], "`--output` must be given."),
+        (["export", "--output=x"], "`--checkpoint` must be given."),
+        (["params", "--sise=x"], "Unknown option `--sise`; did you mean `--size`?"),
         (["scan"], "`PATH` must be given."),
         (["scan", "model", "--jsn"], "Unknown option `--jsn`; did you mean `--json`?"),
         (["scan", "x", "--fail_on=y"], "Unknown option `--fail_on`; did you mean `--fail-on`?"),

@@ -89,7 +89,7 @@ def test_arguments_go_before_the_checkpoint(saved):
 def test_another_size_is_refused(make_trainer, saved, tmp_path):
     path = saved(make_task())
     other = make_task({"hidden_size": 32})
-    with pytest.raises(ValueError, match="The checkpoint must fit the model, but .* tensors"):
+    with pytest.raises(ValueError, match=r"The checkpoint must fit the model, but .* tensors"):
         make_trainer(max_steps=3).fit(other, pairs_data(tmp_path), ckpt_path=path)
 
 

@@ -10,7 +10,7 @@ import spectral_lightning.models  # noqa: F401 - knows the architecture
 from spectral_lightning.tasks import export_sentence_encoder
 from tests.tasks.embedding_cases import BERT, make_task, pairs_data
 
-TEXTS = ["a matrix", "the value of a norm is the weight of a layer", "x"]
+TEXTS = ["a matrix", "the value of a norm", "x"]
 
 
 @pytest.fixture
@@ -90,13 +90,13 @@ def test_exporting_leaves_the_model_in_its_mode(make_encoder, tmp_path):
 
 
 def test_a_head_without_modules_is_refused_and_nothing_written(make_encoder, tmp_path):
-    with pytest.raises(ValueError, match="`head` must be semantic, .* 'ranking'; use the format h"):
+    with pytest.raises(ValueError, match=r"`head` must be semantic, .* 'ranking'; use the fo"):
         export_sentence_encoder(make_encoder("ranking"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_format_is_refused(make_encoder, tmp_path):
-    with pytest.raises(ValueError, match="`format` must be one of sentence-transformers, .*'onnx'"):
+    with pytest.raises(ValueError, match=r"`format` must be one of sentence-tr.*'onnx'"):
         export_sentence_encoder(make_encoder(), tmp_path / "out", "onnx")
 
 
