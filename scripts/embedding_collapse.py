@@ -57,7 +57,6 @@ def train(seed: int, rate: float, step: int | None, options: argparse.Namespace)
     )  # fmt: skip
     task = SentenceEmbedding(
         dict(MODEL), optimizer=lambda groups: AdamW(groups, lr=rate), eval_heads=["semantic"],
-        chunk_size=32,
     )  # fmt: skip
     noted = Provocation(step)
     health = EmbeddingHealth(every_n_steps=options.health_every)

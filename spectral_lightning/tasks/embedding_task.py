@@ -1,7 +1,7 @@
 """An embedding model in a Trainer: how good its vectors are, and how to get them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -22,6 +22,9 @@ from spectral_lightning.tasks.embedding_retrieval import CorpusRetrieval
 from spectral_lightning.tasks.sentence_encoder import SentenceEncoder
 
 Representations = dict[str, Tensor]
+
+ChunkSize = int | Literal["auto"] | None
+_CPU_CHUNK = 16
 
 
 class EmbeddingTask(pl.LightningModule):
@@ -54,7 +57,7 @@ class EmbeddingTask(pl.LightningModule):
                 f" {list(self.eval_heads)}."
             )
         self.model = model
-        self.chunk_size: int | None = None
+        self.chunk_size: ChunkSize = "auto"
         self.max_length: int = model.config.max_length
         self.metrics = nn.ModuleDict()
         self.results: dict[str, dict[str, Result]] = {}
@@ -128,7 +131,10 @@ class EmbeddingTask(pl.LightningModule):
             For each column, its representations ``(B, d)`` by the name of their head.
         """
         num_columns = batch["input_ids"].shape[1]
-        chunks = cut(batch, self.chunk_size)
+        size = self.chunk_size
+        if size == "auto":
+            size = _CPU_CHUNK if batch["input_ids"].device.type == "cpu" else None
+        chunks = cut(batch, size)
         return encode_chunks(self._encode, chunks, num_columns, recompute=recompute)
 
     def _encode(self, input_ids: Tensor, attention_mask: Tensor) -> Representations:

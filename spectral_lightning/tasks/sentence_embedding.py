@@ -31,7 +31,7 @@ from spectral_lightning.tasks.embedding_checkpoint import (
     task_settings,
 )
 from spectral_lightning.tasks.embedding_models import Part, check_parts, embedding_model
-from spectral_lightning.tasks.embedding_task import EmbeddingTask
+from spectral_lightning.tasks.embedding_task import ChunkSize, EmbeddingTask
 from spectral_lightning.tasks.hf_models import decoder_layers, recompute_activations
 from spectral_lightning.tasks.schedules import RunSchedule
 
@@ -64,8 +64,10 @@ class SentenceEmbedding(EmbeddingTask):
         warmup_steps: Optimizer steps in which the learning rate rises; below 1, a share of the run.
         warmdown_fraction: Share of the run in which the learning rate falls, in ``[0, 1]``.
         final_fraction: Learning rate at the end as a share of the full one, in ``[0, 1]``.
-        chunk_size: Texts encoded at a time, each chunk only as wide as its longest text. None for
-            all at once.
+        chunk_size: Texts encoded at a time, each chunk only as wide as its longest text; None for
+            all at once. ``"auto"``: 16 on a CPU (chosen with ``scripts/embedding_table.py``, where
+            all at once takes almost twice the time), and all at once elsewhere, where the host
+            would wait for the lengths.
         recompute: Keep no activations, and make those of one chunk after the other anew for the
             gradient: the batch may be of any size (gradient caching), for one more forward pass.
         gradient_checkpointing: Compute each layer's activations again in the backward pass.
@@ -89,7 +91,7 @@ class SentenceEmbedding(EmbeddingTask):
         warmup_steps: float = _WARMUP,
         warmdown_fraction: float = 0.92,
         final_fraction: float = 0.0,
-        chunk_size: int | None = None,
+        chunk_size: ChunkSize = "auto",
         recompute: bool = False,
         gradient_checkpointing: bool = False,
         compile: bool = False,
@@ -110,8 +112,10 @@ class SentenceEmbedding(EmbeddingTask):
         if lr_scheduler is not None and warmup_steps == _WARMUP:
             warmup_steps = 0  # not asked for
         self.schedule = RunSchedule(lr_scheduler, warmup_steps, warmdown_fraction, final_fraction)
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"`chunk_size` must be >= 1 or None, got {chunk_size}.")
+        if isinstance(chunk_size, int) and chunk_size < 1:
+            raise ValueError(f"`chunk_size` must be >= 1, auto or None, got {chunk_size}.")
+        if recompute and not isinstance(chunk_size, int):
+            raise ValueError(f"`recompute` needs a number as `chunk_size`, got {chunk_size}.")
         self.chunk_size, self.recompute, self.compile_layers = chunk_size, recompute, compile
         if gradient_checkpointing:
             recompute_activations(self.model)

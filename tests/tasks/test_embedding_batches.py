@@ -30,6 +30,16 @@ def test_texts_are_cut_by_length_and_padding_goes():
     assert torch.equal(back, batch["input_ids"].flatten(0, 1).sum(1))
 
 
+@pytest.mark.parametrize(("settings", "expected"), [({}, 3), ({"chunk_size": None}, 1)])
+def test_chunks_are_small_on_a_cpu_unless_they_are_off(settings, expected):
+    task = make_task(**settings)
+    calls = []
+    task.model.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+    task.represent(make_batch(20))
+    assert len(calls) == expected
+    assert sum(calls) == 40
+
+
 def test_given_lengths_are_used_in_place_of_the_mask():
     batch = make_batch(4)
     lengths = batch["attention_mask"].sum(-1)
