@@ -13,7 +13,7 @@ class TargetProgress(pl.Callback):
     """Say after each validation how far metrics are from the values that are hoped for.
 
     Prints one line for each target, as ``step 500 | loss 1.2345 | temperature 0.0695 |
-    valid/sts/spearman 0.6892 | target 0.8250 | progress 83.5 % | patience 1/5``. Progress is the
+    valid/sts 0.6892 | target 0.8250 | progress 83.5 % | patience 1/5``. Progress is the
     metric as a share of the target, so larger has to be better. What has not been logged is "not
     measured". Patience is that of the Trainer's `EarlyStopping`, which has to stand before this
     callback in the list; it is "off" without one.
@@ -27,7 +27,7 @@ class TargetProgress(pl.Callback):
         ValueError: If there are no targets, or one is not positive and finite.
 
     Example:
-        >>> progress = TargetProgress({"valid/stsb-dev/spearman": 0.825})
+        >>> progress = TargetProgress({"valid/sts": 0.825})
         >>> trainer = pl.Trainer(callbacks=[progress], logger=False, barebones=False)
     """
 

@@ -74,14 +74,19 @@ def export_sentence_encoder(
 
     Raises:
         ImportError: If sentence-transformers is wanted and not installed.
-        ValueError: If the format is unknown, the folder holds something, or the format has no
-            modules for the head.
+        ValueError: If the format is unknown or has no modules for the head, the folder holds
+            something, or the encoder cuts its vectors.
     """
     if format not in _WRITERS:
         raise ValueError(f"`format` must be one of {', '.join(_WRITERS)}, got {format!r}.")
     folder = Path(output)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"`output` must be a new or an empty folder, but {folder} is not.")
+    if encoder.dim != encoder.head_dims[encoder.head][0]:
+        raise ValueError(
+            f"`encoder` must give whole vectors to be exported, got dim={encoder.dim}; cut them"
+            " where they are used (`truncate_dim`)."
+        )
     with evaluating(encoder.model):
         _WRITERS[format](encoder, folder)
 
@@ -107,7 +112,7 @@ def _write_sentence_transformers(encoder: SentenceEncoder, folder: Path) -> None
             modules=[first, *head], similarity_fn_name="cosine", device="cpu"
         )
         whole.save_pretrained(str(folder), create_model_card=False)
-    _write_card(encoder, folder, "sentence-transformers")
+    _write_card(encoder, folder, "sentence-transformers", whole)
 
 
 def _head_modules(model: SpectraModel, head: str) -> list[nn.Module]:
@@ -150,7 +155,7 @@ def _head_modules(model: SpectraModel, head: str) -> list[nn.Module]:
 def _write_huggingface(encoder: SentenceEncoder, folder: Path) -> None:
     _spectra(encoder).save_pretrained(folder)
     _tokenizer(encoder).save_pretrained(folder)
-    _write_card(encoder, folder, "huggingface")
+    _write_card(encoder, folder, "huggingface", _spectra(encoder))
 
 
 def _write_safetensors(encoder: SentenceEncoder, folder: Path) -> None:
@@ -161,13 +166,13 @@ def _write_safetensors(encoder: SentenceEncoder, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", "config": config})
 
 
-def _write_card(encoder: SentenceEncoder, folder: Path, kind: str) -> None:
+def _write_card(encoder: SentenceEncoder, folder: Path, kind: str, written: nn.Module) -> None:
     model = _spectra(encoder)
     dims = model.head_dims()[encoder.head]
     is_own = model.config.backbone_config is None or kind == "huggingface"
     prefixes = _MATRYOSHKA.format(dims=" or ".join(str(dim) for dim in dims[1:]), smallest=dims[-1])
     own = {
-        "registration": "\nimport spectral_lightning.models  # knows the architecture",
+        "registration": "\nimport spectral_lightning.models.spectra  # knows the architecture",
         "trust": "",
     }
     usage = _USAGE[kind].format(head=encoder.head, **(own if is_own else dict.fromkeys(own, "")))
@@ -179,7 +184,7 @@ def _write_card(encoder: SentenceEncoder, folder: Path, kind: str) -> None:
         head=encoder.head,
         dim=dims[0],
         max_length=encoder.max_length,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=sum(parameter.numel() for parameter in written.parameters()),
         matryoshka=prefixes if len(dims) > 1 else "",
         usage=usage.strip(),
     )

@@ -50,10 +50,17 @@ def embedding_model(
 
     Raises:
         OSError: If a folder or name can not be had.
-        ValueError: If a size or a setting is unknown, or a given model lacks a head.
+        ValueError: If a size or a setting is unknown, or a given model lacks a head, or
+            has the branch that is to be left out.
     """
     trained = frozenset(heads)
     if isinstance(model, SpectraModel):
+        has_branch = model.config.use_spectral and model.config.backbone_config is None
+        if has_branch and not spectral_branch:
+            raise ValueError(
+                "`model` must be built with use_spectral=False to leave out spectral, got one that"
+                " has the branch."
+            )
         return _trained(model, trained)
     built = _needed(trained)
     wanted: dict[str, Any] = {f"use_{head}": head in built for head in _HEADS}

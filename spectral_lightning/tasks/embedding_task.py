@@ -1,11 +1,13 @@
 """An embedding model in a Trainer: how good its vectors are, and how to get them."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -17,7 +19,7 @@ from spectral_lightning.tasks.checkpoint import CHECKPOINT_KEY, CheckedCheckpoin
 from spectral_lightning.tasks.embedding_batches import cut, encode_chunks
 from spectral_lightning.tasks.embedding_checkpoint import check_same_tokens, unpack_tokenizer
 from spectral_lightning.tasks.embedding_metrics import SimilarityCorrelation
-from spectral_lightning.tasks.embedding_report import Result, log_values
+from spectral_lightning.tasks.embedding_report import Result, log_values, report_rows, report_table
 from spectral_lightning.tasks.embedding_retrieval import CorpusRetrieval
 from spectral_lightning.tasks.sentence_encoder import SentenceEncoder
 
@@ -171,6 +173,27 @@ class EmbeddingTask(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the numbers of all sets."""
         self._report("test")
+
+    @override
+    def on_validation_end(self) -> None:
+        """After ``validate`` alone, print a table of all numbers with their intervals."""
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self._print_table()
+
+    @override
+    def on_test_end(self) -> None:
+        """Print a table of all numbers with their intervals."""
+        self._print_table()
+
+    def _print_table(self) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        by_set = {
+            name: {head: [result] for head, result in found.items()}
+            for name, found in self.results.items()
+        }
+        for name, results in by_set.items():
+            sys.stdout.write(f"\n{name}\n\n{report_table(report_rows(results))}\n")
 
     def _evaluate(self, stage: str, batch: Any, number: int) -> None:
         if not self._sets[stage]:

@@ -43,8 +43,8 @@ class SentenceEmbedding(EmbeddingTask):
 
     A batch is a dict with `input_ids` and `attention_mask` ``(B, k, S)`` and `text_ids` ``(B, k)``,
     as `PairsDataModule` gives it: column 0 is the anchor, 1 its positive, others are hard
-    negatives. Where it has `scores` ``(B,)``, pairs are ranked by them instead (CoSENT). All
-    texts of all ranks are negatives of each other.
+    negatives. Where it has `scores` ``(B,)``, pairs are ranked by them instead (CoSENT).
+    An anchor is held apart from the positives and hard negatives of all rows on all ranks.
 
     Logs ``train/loss``, its terms as ``train/<term>``, and ``train/temperature``; `EmbeddingTask`
     says what evaluation logs. Checkpoints hold the tokenizer and how to build the model, so that
@@ -105,6 +105,8 @@ class SentenceEmbedding(EmbeddingTask):
         )
         super().__init__(built, eval_heads)
         self.loss = _fitting(loss, built.head_dims())
+        every_prefix = replace(self.loss.semantic_dims, num_dims_per_step=None)
+        self._whole_loss = replace(self.loss, semantic_dims=every_prefix)
         self.without = parts
         # A module, which is learned, becomes a part of the task by being its attribute.
         self.temperature = CosineTemperature() if temperature is None else temperature
@@ -176,7 +178,7 @@ class SentenceEmbedding(EmbeddingTask):
         """Return the loss at the temperature of validation; None for a text without a negative."""
         if len(batch["text_ids"]) * self.trainer.world_size < 2:
             return None
-        return self._loss(columns, batch, self.temperature.validation)[0]
+        return self._loss(columns, batch, self.temperature.validation, self._whole_loss)[0]
 
     def _temperature(self) -> float | Tensor:
         if isinstance(self.temperature, nn.Module):
@@ -187,7 +189,11 @@ class SentenceEmbedding(EmbeddingTask):
         return self.temperature(self.trainer.global_step, int(total))
 
     def _loss(
-        self, columns: list[dict[str, Tensor]], batch: Any, temperature: float | Tensor
+        self,
+        columns: list[dict[str, Tensor]],
+        batch: Any,
+        temperature: float | Tensor,
+        loss: SpectraLoss | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if "scores" in batch:
             heads = [name for name in self.loss.required_heads() if name != "spectral"]
@@ -203,7 +209,7 @@ class SentenceEmbedding(EmbeddingTask):
                 name: torch.stack([column[name] for column in columns[2:]], 1)
                 for name in columns[0]
             }
-        return self.loss(
+        return (loss or self.loss)(
             columns[0],
             columns[1],
             negatives,
@@ -259,9 +265,11 @@ def _fitting(loss: SpectraLoss, dims: dict[str, tuple[int, ...]]) -> SpectraLoss
     default = SpectraLoss()
     changes: dict[str, Any] = {}
     if loss.semantic_dims == default.semantic_dims and "semantic" in dims:
-        weights = default.semantic_dims.weights if len(dims["semantic"]) == 3 else None
+        weights = default.semantic_dims.weights
+        if weights is not None and len(weights) != len(dims["semantic"]):
+            weights = (sum(weights) / len(dims["semantic"]),) * len(dims["semantic"])
         changes["semantic_dims"] = Matryoshka(dims=dims["semantic"], weights=weights)
-    if loss.bridge_dims == default.bridge_dims and "entity" in dims:
+    if loss.bridge_dims == default.bridge_dims and {"entity", "semantic"} <= set(dims):
         common = [dim for dim in dims["entity"] if dim <= dims["semantic"][0]]
         changes["bridge_dims"] = (common[-1] if common else dims["semantic"][0],)
     return replace(loss, **changes)

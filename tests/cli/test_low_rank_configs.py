@@ -118,7 +118,9 @@ def test_every_flag_of_the_original_has_an_option_with_its_default(tmp_path, ver
 
 
 def test_the_readme_maps_every_flag():
-    rows = [r for r in (CONFIGS.parent / "README.md").read_text().splitlines() if r.startswith("|")]
+    readme = (CONFIGS.parent / "README.md").read_text()
+    readme = readme[: readme.index("## Sentence embeddings")]  # which has a table of its own
+    rows = [row for row in readme.splitlines() if row.startswith("|")]
     for version, flags in FLAGS.items():
         for flag, (option, _) in flags.items():
             (row,) = (row for row in rows if f"`{flag}`" in row.split("|")[1])

@@ -20,7 +20,8 @@ from spectral_lightning.tasks import LanguageModeling, load_language_model
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 # Those of other tasks are built, and run, by the tests of the tasks.
-TEXT_CONFIGS = [path for path in CONFIGS if not path.stem.startswith(("grokking", "hf_"))]
+OTHERS = ("grokking", "hf_", "spectra_")
+TEXT_CONFIGS = [path for path in CONFIGS if not path.stem.startswith(OTHERS)]
 QUICKSTART = next(path for path in CONFIGS if path.stem == "gpt_quickstart")
 
 pytestmark = [

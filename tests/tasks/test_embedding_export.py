@@ -1,12 +1,15 @@
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
-import spectral_lightning.models  # noqa: F401 - knows the architecture
+import spectral_lightning.models.spectra  # noqa: F401 - knows the architecture
 from spectral_lightning.tasks import export_sentence_encoder
 from tests.tasks.embedding_cases import BERT, make_task, pairs_data
 
@@ -80,6 +83,44 @@ def test_the_card_says_how_to_use_prefixes(make_encoder, tmp_path, format):
     assert "head `semantic`, 64 dimensions" in card
     export_sentence_encoder(make_encoder("anchor"), tmp_path / "anchor", format)
     assert "truncate_dim" not in (tmp_path / "anchor" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("format", "alone"), [("sentence-transformers", True), ("huggingface", False)]
+)
+def test_the_snippet_of_the_card_runs_in_a_fresh_process(make_encoder, tmp_path, format, alone):
+    encoder = make_encoder()
+    export_sentence_encoder(encoder, tmp_path / "out", format)
+    card = (tmp_path / "out" / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0].replace("path/of/this/folder", "out")
+    if alone:  # as the card says for whoever has not installed this library
+        code = code.replace("import spectral_lightning", "# ")
+        code = code.replace('("out")', '("out", trust_remote_code=True)')
+        code = "import sys\nsys.modules['spectral_lightning'] = None\n" + code
+    code += "\nprint(float(abs(vectors - expected).max()))"
+    expected = encoder.encode(["A sentence.", "Another one."]).tolist()
+    code = f"import numpy\nexpected = numpy.array({expected})\n" + code.replace(
+        "abs(vectors", "abs(numpy.array(vectors.tolist())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert float(result.stdout.split()[-1]) < 1e-5
+
+
+def test_the_card_counts_what_is_in_the_folder(make_encoder, tmp_path):
+    export_sentence_encoder(make_encoder("anchor"), tmp_path / "out")
+    files = (tmp_path / "out").rglob("*.safetensors")
+    count = sum(t.numel() for path in files for t in load_file(path).values())
+    assert f" {count:,} parameters" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_an_encoder_that_cuts_its_vectors_is_refused(make_encoder, tmp_path):
+    encoder = make_encoder()
+    encoder.dim = 32
+    with pytest.raises(ValueError, match=r"`encoder` must give whole vectors .* dim=32"):
+        export_sentence_encoder(encoder, tmp_path / "out")
 
 
 def test_exporting_leaves_the_model_in_its_mode(make_encoder, tmp_path):

@@ -106,6 +106,12 @@ def test_a_given_model_without_a_trained_head_is_refused():
         build(model)
 
 
+def test_a_given_model_with_a_branch_that_is_left_out_is_refused():
+    model = SpectraModel(SpectraConfig.preset(name="tiny", vocab_size=50))
+    with pytest.raises(ValueError, match="`model` must be built with use_spectral=False"):
+        build(model, spectral_branch=False)
+
+
 def test_an_unknown_part_is_refused():
     assert check_parts(["anchor", "anchor"]) == {"anchor"}
     with pytest.raises(ValueError, match=r"`without` must hold only spectral, .* got 'ancor'"):

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import ConstantLR
 from spectral_lightning.callbacks import ASSR, SpectralMonitor
 from spectral_lightning.callbacks.non_finite_guard import NonFiniteGuard
 from spectral_lightning.data import PairsSource
-from spectral_lightning.losses import CosineTemperature, LearnableTemperature
+from spectral_lightning.losses import CosineTemperature, LearnableTemperature, SpectraLoss
 from spectral_lightning.tasks import SentenceEmbedding
 from spectral_lightning.testing.differences import first_difference
 from tests.data.pairs_cases import triplets
@@ -255,3 +255,10 @@ def test_only_matrices_decay():
         is_table = name.endswith(("tokens.weight", "positions.weight", "ranking.basis"))
         is_matrix = weight.ndim == 2 and not is_table
         assert (id(weight) in decaying) == is_matrix, name
+
+
+@pytest.mark.parametrize("dims", [(64,), (64, 32), (64, 48, 32, 16)])
+def test_the_semantic_term_weighs_the_same_whatever_the_number_of_prefixes(dims):
+    found = make_task({"semantic_dims": dims}).loss.semantic_dims
+    assert found.dims == dims
+    assert sum(found.weights) == pytest.approx(sum(SpectraLoss().semantic_dims.weights))

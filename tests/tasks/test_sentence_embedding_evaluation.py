@@ -1,10 +1,13 @@
 """What evaluation says is what one computes from the vectors of the texts."""
 
+from types import SimpleNamespace
+
 import lightning.pytorch as pl
 import pytest
 import torch
 
 from spectral_lightning.data import PairsSource
+from spectral_lightning.losses import Matryoshka, SpectraLoss
 from spectral_lightning.tasks.embedding_statistics import spearman
 from tests.data.pairs_cases import SCORED, pair, pairs
 from tests.tasks.embedding_cases import loader, make_batch, make_task, pairs_data
@@ -144,3 +147,27 @@ def test_evaluation_without_a_data_module_says_what_it_needs(make_trainer):
     batches = loader(make_batch(4))
     with pytest.raises(ValueError, match="Evaluation needs a data module that says in `eval_sets`"):
         make_trainer().validate(make_task(), batches, verbose=False)
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_measuring_alone_prints_a_table_with_intervals_and_chance(
+    make_trainer, tmp_path, capsys, stage
+):
+    task, data = make_task(eval_heads=["anchor"]), pairs_data(tmp_path, valid_fraction=0.4)
+    getattr(make_trainer(), stage)(task, data, verbose=False)
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = (line for line in lines if line.startswith("| anchor | 16 | recall@10 |"))
+    result = task.results["pairs"]["anchor"]
+    assert f"{result.by_dim[16].recall[10].item():.4f}" in row
+    assert f"{result.chance.recall[10].item():.4f}" in row
+    assert " to " in row
+
+
+def test_the_loss_of_validation_is_that_of_all_prefixes_at_any_step():
+    nested = Matryoshka(dims=(64, 32), num_dims_per_step=1)
+    task, batch, losses = make_task(loss=SpectraLoss(semantic_dims=nested)), make_batch(6), []
+    columns = task.represent(batch)
+    for step in (0, 1):
+        task._trainer = SimpleNamespace(global_step=step, world_size=1)
+        losses.append(task.eval_loss(columns, batch))
+    assert torch.equal(*losses)

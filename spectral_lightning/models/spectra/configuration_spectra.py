@@ -75,7 +75,8 @@ class SpectraConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     use_retrieval: bool = True
     """Whether there is a retrieval head."""
     max_length: int = 160
-    """Tokens that a text is cut to by whoever tokenises it, at most `max_position_embeddings`."""
+    """Tokens that a text should be cut to, at most `max_position_embeddings`; in training the data
+    module's own `max_length` counts."""
     hidden_dropout: float = 0.1
     """Probability of dropout of embeddings, attention outputs and feed-forward outputs."""
     pooling: Literal["mean", "cls"] = "mean"
@@ -104,7 +105,7 @@ class SpectraConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     feedforward: Literal["swiglu", "gelu"] = "swiglu"
     """Three matrices with a gate, or two with a GELU as in BERT."""
     layer_norm_eps: float = 1e-5
-    """Added to the variance in every layer norm."""
+    """Added to the variance in every layer norm of the encoder."""
     embedding_norm: bool = False
     """Whether a layer norm follows the embeddings, as in BERT."""
     type_vocab_size: int = 0

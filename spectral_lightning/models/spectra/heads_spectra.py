@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from .configuration_spectra import SpectraConfig
 
 BASIS_STD = 0.02  # the original's
+NORM_EPS = 1e-5  # the original's, and what sentence-transformers has
 
 
 def unit_rows(rows: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ class LinearHead(nn.Module):
     def __init__(self, config: SpectraConfig, dim: int) -> None:
         super().__init__()
         self.output = nn.Linear(config.hidden_size, dim)
-        self.norm = nn.LayerNorm(dim, config.layer_norm_eps)
+        self.norm = nn.LayerNorm(dim, NORM_EPS)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Return unit rows of shape ``(B, dim)``."""
@@ -91,7 +92,7 @@ class RankingHead(nn.Module):
     def __init__(self, config: SpectraConfig) -> None:
         super().__init__()
         assert config.anomaly_dim is not None
-        wide, eps = 2 * config.hidden_size, config.layer_norm_eps
+        wide, eps = 2 * config.hidden_size, NORM_EPS
         anomaly, spectral = config.anomaly_dim, config.spectral_dim
         self.widen = nn.Linear(config.hidden_size, wide)
         self.widen_norm = nn.LayerNorm(wide, eps)
