@@ -240,3 +240,10 @@ def test_a_negative_limit_is_refused():
     with pytest.raises(ValueError, match="`max_skips_in_a_row` must be >= 0, got -1"):
         NonFiniteGuard(-1)
     assert SkipPolicy().max_skips_in_a_row == 10
+
+
+def test_a_number_in_place_of_a_nan_loss_would_save_nothing():
+    """What the original does, and why a step has to be skipped."""
+    weight = torch.ones(2, requires_grad=True)
+    torch.nan_to_num((weight * torch.tensor([1.0, torch.nan])).sum(), nan=0.0).backward()
+    assert weight.grad.isnan().any()

@@ -141,6 +141,7 @@ def test_those_that_need_the_network_run_on_local_folders(tmp_path, name):
         options |= {
             "--model.model": "{preset: tiny, vocab_size: 320}",
             "--data.sts": "{stsb: sts.csv}",
+            "--model.without": "[spectral, anchor, bridge, angular]",  # the guide's full ablation
         }
     arguments = [f"{key}={value}" for key, value in options.items()]
     spectral(tmp_path, "fit", "--config", CONFIGS / f"spectra_{name}.yaml", *arguments)
