@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from spectral_lightning.data.pairs_records import Record
 
 Kind = Literal["auto", "pairs", "triplets", "scored", "nli"]
-"""How records are read; ``"auto"`` goes by the names of the columns."""
+"""How records are read; ``"auto"`` goes by the columns of the first one."""
 
 ROLES = ("anchor", "positive", "negative", "score", "label")
 """What a column can be."""
@@ -23,13 +23,14 @@ _NAMES = {
     ),
     "negative": ("negative", "negatives", "neg", "hard_negative", "hard_negatives"),
     "score": ("score", "similarity_score", "similarity", "label"),
-    "label": ("label", "gold_label"),
+    "label": ("gold_label", "label"),
 }
 _NUMBERED_NEGATIVE = re.compile(r"negative_?\d+")
 
 # SNLI and MultiNLI number their classes so; "-" and -1 mark rows on which annotators disagreed.
+_LABEL_NAMES = ("entailment", "neutral", "contradiction", "-")
 _LABELS = {
-    **{name: name for name in ("entailment", "neutral", "contradiction", "-")},
+    **{name: name for name in _LABEL_NAMES},
     "0": "entailment",
     "1": "neutral",
     "2": "contradiction",
@@ -61,14 +62,23 @@ class PairColumns:
     label: str | None = None
     """Column of the NLI label."""
 
+    @property
+    def kind(self) -> Kind:
+        """What rows these columns make."""
+        if self.label is not None:
+            return "nli"
+        if self.score is not None:
+            return "scored"
+        return "triplets" if self.negatives else "pairs"
+
 
 def find_columns(
-    names: Iterable[str], kind: Kind, given: Mapping[str, str | list[str]], description: str
+    fields: Mapping[str, Any], kind: Kind, given: Mapping[str, str | list[str]], description: str
 ) -> PairColumns:
     """Find out which column is which.
 
     Args:
-        names: Names of all columns.
+        fields: The first record.
         kind: How the records are read.
         given: Names by role, which come before the conventional ones.
         description: What the source is, for error messages.
@@ -76,7 +86,7 @@ def find_columns(
     Raises:
         ValueError: If a column that is needed is missing.
     """
-    names = list(names)
+    names = list(fields)
     found: dict[str, list[str]] = {}
     for role in ROLES:
         chosen = given.get(role, [])
@@ -92,7 +102,7 @@ def find_columns(
     if not found["negative"]:
         found["negative"] = [name for name in names if _NUMBERED_NEGATIVE.fullmatch(name)]
     if kind == "auto":
-        kind = _guessed(names, found, given)
+        kind = _guessed(fields, found, given)
     needed = ["anchor", "positive"]
     needed += {"triplets": ["negative"], "scored": ["score"], "nli": ["label"]}.get(kind, [])
     for role in needed:
@@ -112,15 +122,28 @@ def find_columns(
 
 
 def _guessed(
-    names: list[str], found: dict[str, list[str]], given: Mapping[str, str | list[str]]
+    fields: Mapping[str, Any], found: dict[str, list[str]], given: Mapping[str, str | list[str]]
 ) -> Kind:
-    if "label" in given or ({"premise", "hypothesis"} <= set(names) and found["label"]):
+    named: dict[str, Kind] = {"label": "nli", "score": "scored", "negative": "triplets"}
+    for role, kind in named.items():
+        if given.get(role):
+            return kind
+    if {"premise", "hypothesis"} <= fields.keys() and found["label"]:
         return "nli"
-    if "score" in given:
-        return "scored"
     if found["negative"]:
         return "triplets"
+    # As in the original SNLI and MultiNLI. A number as `label` may be a score as well as a class.
+    is_class = "gold_label" in fields or _spelled(fields.get("label")) in _LABEL_NAMES
+    has_score = found["score"] not in ([], ["label"])
+    if {"sentence1", "sentence2"} <= fields.keys() and is_class and not has_score:
+        return "nli"
     return "scored" if found["score"] else "pairs"
+
+
+def is_conventional(name: str, role: str) -> bool:
+    """Return whether a column of this name has the role by convention."""
+    is_numbered = role == "negative" and _NUMBERED_NEGATIVE.fullmatch(name) is not None
+    return is_numbered or name in _NAMES[role]
 
 
 def parse_row(record: Record, columns: PairColumns) -> PairRow:
@@ -184,6 +207,10 @@ def _score(record: Record, name: str) -> float:
     return score
 
 
+def _spelled(label: object) -> str:
+    return str(label).strip().lower()
+
+
 def nli_triplets(rows: Iterable[tuple[str, str, str | int]]) -> Iterator[tuple[str, str, str]]:
     """Make triplets out of natural language inference: anchor, entailed, contradicted.
 
@@ -210,7 +237,7 @@ def nli_triplets(rows: Iterable[tuple[str, str, str | int]]) -> Iterator[tuple[s
     """
     groups: dict[str, dict[str, list[str]]] = {}
     for premise, hypothesis, label in rows:
-        name = _LABELS.get(str(label).strip().lower())
+        name = _LABELS.get(_spelled(label))
         if name is None:
             raise ValueError(
                 f"A label must be entailment, neutral, contradiction or -, or 0, 1, 2 or -1, got"
@@ -237,7 +264,7 @@ def parse_nli(records: Iterable[Record], columns: PairColumns) -> Iterator[PairR
     def rows() -> Iterator[tuple[str, str, str | int]]:
         for record in records:
             label = _field(record, column)
-            if str(label).strip().lower() not in _LABELS:
+            if _spelled(label) not in _LABELS:
                 raise ValueError(
                     f"The field '{column}' must be one of {', '.join(_LABELS)}, but in"
                     f" {record[0]} it is {label!r}."

@@ -35,7 +35,7 @@ from spectral_lightning.data.shards import ShardInfo
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_LAYOUT = 1  # of the cache folder; a new number leaves old folders alone
+_LAYOUT = 2  # of the cache folder and of how columns are read; a new number leaves old ones alone
 _INDEX, _ROWS, _TOKENIZER = "index.json", "rows.npz", "tokenizer"
 _ENCODE_TEXTS = 1024  # per call of the tokenizer, which spreads them over its threads
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
@@ -15,6 +16,7 @@ from spectral_lightning.data.pairs_columns import (
     parse_nli,
     parse_row,
 )
+from spectral_lightning.data.pairs_consistency import like_first
 from spectral_lightning.data.pairs_records import Record, load_split, read_records, resolve_path
 
 _HASH_CHUNK_BYTES = 1 << 20
@@ -64,7 +66,10 @@ class PairsSource:
     kind: Kind = "auto"
     """``"pairs"``, ``"triplets"`` (one or more hard negatives), ``"scored"``, or ``"nli"``, which
     makes triplets of premise, hypothesis and label as `nli_triplets` says. ``"auto"`` goes by the
-    columns."""
+    columns of the first record; a later one with hard negatives, a score or a label that the first
+    lacks is refused. It takes a label beside ``premise`` and ``hypothesis`` for NLI; beside
+    ``sentence1`` and ``sentence2`` only ``gold_label`` or a ``label`` in words, since a number
+    there may be a score: it is read as one, so name ``"nli"`` if it is a class."""
     columns: Mapping[str, str | list[str]] = field(default_factory=dict)
     """Names of columns by role, for those that do not go by their names. Roles are ``anchor``,
     ``positive``, ``negative`` (one name or a list), ``score`` and ``label``."""
@@ -130,14 +135,15 @@ class PairsSource:
         if first is None:
             raise ValueError(f"A source must hold pairs, but {self.description} is empty.")
         columns = find_columns(first[1], self.kind, self.columns, self.description)
+        records = like_first(chain([first], records), columns, self.kind, self.columns)
         if columns.label is not None:
-            yield from parse_nli(_chained(first, records), columns)
+            yield from parse_nli(records, columns)
             return
         if columns.score is not None:
-            yield from self._scaled((r, parse_row(r, columns)) for r in _chained(first, records))
+            yield from self._scaled((record, parse_row(record, columns)) for record in records)
             return
         num_texts = len(parse_row(first, columns).texts)
-        for record in _chained(first, records):
+        for record in records:
             row = parse_row(record, columns)
             if len(row.texts) != num_texts:
                 raise ValueError(
@@ -206,11 +212,6 @@ def source_weights(inputs: Sequence[PairInput]) -> list[float] | None:
             f" {[one.weight for one in inputs]}."
         )
     return weights or None
-
-
-def _chained(first: Record, others: Iterator[Record]) -> Iterator[Record]:
-    yield first
-    yield from others
 
 
 def _in_memory(record: Any, place: str) -> Record:

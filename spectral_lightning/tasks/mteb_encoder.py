@@ -4,9 +4,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from spectral_lightning.tasks.sentence_encoder import SentenceEncoder, Vectors
+from spectral_lightning.tasks.sentence_encoder import SentenceEncoder, Vectors, evaluating
 
 
 class MTEBEncoder:
@@ -82,6 +84,9 @@ class MTEBEncoder:
     ) -> np.ndarray:
         """Encode the texts of a loader.
 
+        Blank texts, which `SentenceEncoder.encode` refuses, are the tokenizer's special tokens
+        alone; without special tokens, a single space; where that has no token either, zeros.
+
         Args:
             inputs: Batches with a list of texts under ``"text"``.
             task_metadata: Not used; queries and documents of all tasks are encoded alike.
@@ -96,11 +101,18 @@ class MTEBEncoder:
             Vectors in float32, shape ``(n, dim)``.
         """
         texts = [text for batch in inputs for text in batch["text"]]
+        written = [row for row, text in enumerate(texts) if text.strip()]
         vectors = self.encoder.encode(
-            texts, batch_size=batch_size, show_progress_bar=show_progress_bar
+            [texts[row] for row in written],
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
         )
         assert isinstance(vectors, np.ndarray)
-        return vectors
+        if len(written) == len(texts):
+            return vectors
+        found = np.tile(self._blank_vector(), (len(texts), 1))
+        found[written] = vectors
+        return found
 
     def similarity(self, embeddings1: Vectors, embeddings2: Vectors) -> Tensor:
         """Return all cosines, shape ``(n, m)``."""
@@ -109,3 +121,12 @@ class MTEBEncoder:
     def similarity_pairwise(self, embeddings1: Vectors, embeddings2: Vectors) -> Tensor:
         """Return the cosine of each pair of rows, shape ``(n,)``."""
         return self.encoder.similarity_pairwise(embeddings1, embeddings2)
+
+    def _blank_vector(self) -> np.ndarray:
+        encoder = self.encoder
+        text = next((text for text in ("", " ") if encoder.tokenizer(text)["input_ids"]), None)
+        if text is None:
+            return np.zeros(encoder.dim, dtype=np.float32)
+        with evaluating(encoder.model), torch.no_grad():
+            vector = encoder._encode([text], encoder.head, encoder.dim, 1, False)
+        return F.normalize(vector, dim=-1)[0].cpu().numpy()

@@ -221,6 +221,40 @@ def test_mteb_gets_all_texts_of_its_loader(make_encoder):
     torch.testing.assert_close(model.similarity_pairwise(vectors, vectors), torch.ones(6))
 
 
+def test_mteb_may_have_blank_texts_which_are_the_special_tokens_alone(make_encoder):
+    model = MTEBEncoder(make_encoder(dim=8), "us/tiny")
+    encoder = model.encoder
+    # Here a space is a token too, which must not get in.
+    encoder.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(
+        add_prefix_space=False
+    )
+    encoder.model.train()
+    vectors = model.encode([{"text": ["cat", ""]}, {"text": [" \n", "a dog"]}], batch_size=3)
+    cls_sep = encoder.model.embed.weight[1:3].mean(0)
+    special = F.normalize(F.normalize(cls_sep, dim=-1)[:8], dim=-1).detach().numpy()
+    expected = [*encoder.encode(["cat"]), special, special, *encoder.encode(["a dog"])]
+    np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    assert vectors.dtype == np.float32
+    assert encoder.model.dropout.training
+    np.testing.assert_allclose(model.encode([{"text": [""]}]), [special], atol=1e-6)
+
+
+@pytest.mark.parametrize("has_space_token", [True, False])
+def test_blank_text_without_special_tokens_is_a_space_or_else_zeros(
+    make_encoder, tokenizer, has_space_token
+):
+    words = tokenizer.backend_tokenizer
+    words.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    if has_space_token:  # unknown to the vocabulary, so the token 0
+        words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model = MTEBEncoder(make_encoder(), "us/tiny")
+    vectors = model.encode([{"text": ["cat", "", "  "]}])
+    space = F.normalize(model.encoder.model.embed.weight[0], dim=-1).detach().numpy()
+    expected = space if has_space_token else np.zeros(16)
+    np.testing.assert_allclose(vectors[1:], [expected, expected], atol=1e-6)
+    np.testing.assert_allclose(vectors[:1], model.encoder.encode(["cat"]), atol=1e-6)
+
+
 def test_mteb_is_imported_only_for_the_description(make_encoder, monkeypatch):
     model = MTEBEncoder(make_encoder(), "us/tiny", license="apache-2.0")
     monkeypatch.setitem(sys.modules, "mteb", None)
