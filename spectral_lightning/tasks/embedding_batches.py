@@ -34,7 +34,7 @@ def cut(batch: Mapping[str, Any], chunk_size: int | None, multiple_of: int = 8) 
 
     Args:
         batch: With `input_ids` and `attention_mask` ``(B, k, S)``, padded on the right. On another
-            device than the CPU the host waits for the lengths, unless `lengths` has them as a list.
+            device than the CPU the host waits for the lengths.
         chunk_size: Texts per chunk, at least 1; None for one chunk, in order and as it is.
         multiple_of: Widths are rounded up to a multiple of this, but not above ``S``.
 
@@ -45,8 +45,7 @@ def cut(batch: Mapping[str, Any], chunk_size: int | None, multiple_of: int = 8) 
     num_texts, width = ids.shape
     if chunk_size is None or chunk_size >= num_texts:
         return Chunks([ids], [mask], None)
-    lengths = batch.get("lengths")
-    lengths = mask.sum(1).cpu() if lengths is None else torch.tensor(lengths).flatten()
+    lengths = mask.sum(1).cpu()
     order = lengths.argsort(stable=True)
     chunks = Chunks([], [], order.argsort().to(ids.device, non_blocking=True))
     for chunk in order.split(chunk_size):

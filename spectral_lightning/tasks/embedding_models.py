@@ -1,33 +1,16 @@
-"""What the model of a sentence-embedding task may be given as, and which parts it gets."""
+"""What the model of a sentence-embedding task may be given as, and which heads it gets."""
 
 import inspect
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from transformers import AutoConfig
 
 from spectral_lightning.models.spectra import PRESETS, SpectraConfig, SpectraModel
 
-Part = Literal["spectral", "anchor", "bridge", "matryoshka", "angular"]
-"""Parts of the model and the loss that can be left out."""
-
 _HEADS = ("entity", "retrieval", "anchor", "ranking")
 _SOURCES = ("preset", "folder", "backbone", "bert")
-
-
-def check_parts(without: Iterable[str]) -> frozenset[str]:
-    """Return the parts to leave out.
-
-    Raises:
-        ValueError: If one is unknown.
-    """
-    parts = frozenset(without)
-    for part in sorted(parts):
-        if part not in get_args(Part):
-            known = ", ".join(get_args(Part))
-            raise ValueError(f"`without` must hold only {known}, got {part!r}.")
-    return parts
 
 
 def embedding_model(

@@ -21,6 +21,7 @@ from spectral_lightning.losses import (
     SpectraLoss,
     cosent_loss,
 )
+from spectral_lightning.losses.spectra import Part
 from spectral_lightning.models.spectra import SpectraModel
 from spectral_lightning.optim import parameter_groups
 from spectral_lightning.tasks.checkpoint import CHECKPOINT_KEY, check_tensors, read_checkpoint
@@ -30,7 +31,7 @@ from spectral_lightning.tasks.embedding_checkpoint import (
     pack_tokenizer,
     task_settings,
 )
-from spectral_lightning.tasks.embedding_models import Part, check_parts, embedding_model
+from spectral_lightning.tasks.embedding_models import embedding_model
 from spectral_lightning.tasks.embedding_task import ChunkSize, EmbeddingTask
 from spectral_lightning.tasks.hf_models import decoder_layers, recompute_activations
 from spectral_lightning.tasks.schedules import RunSchedule
@@ -56,7 +57,8 @@ class SentenceEmbedding(EmbeddingTask):
         without: Parts of model and loss to leave out: ``spectral`` (the attention's spectral branch
             and the entropy term), ``anchor`` (head and term), ``bridge`` (the term, and the entity
             head, which nothing else trains), ``matryoshka`` (all but the largest dimension of the
-            semantic head), ``angular`` (the alignment of retrieval and ranking head).
+            semantic head, and the alignment), ``angular`` (the alignment of retrieval and ranking
+            head).
         temperature: Of the softmax over texts: a schedule over the run, or learned.
         optimizer: Called with the model's parameter groups; None for ``torch.optim.AdamW``.
         lr_scheduler: Called with the optimizer and stepped after every optimizer step. None uses
@@ -97,9 +99,8 @@ class SentenceEmbedding(EmbeddingTask):
         compile: bool = False,
         eval_heads: list[str] | None = None,
     ) -> None:
-        parts = check_parts(without or [])
-        off: dict[str, Any] = dict.fromkeys(parts, False)
-        loss = replace(loss or SpectraLoss(), **off)
+        parts = frozenset(without or [])
+        loss = (loss or SpectraLoss()).without(parts)
         built = embedding_model(
             model, loss.required_heads(), spectral_branch="spectral" not in parts
         )

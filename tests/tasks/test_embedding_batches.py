@@ -40,13 +40,6 @@ def test_chunks_are_small_on_a_cpu_unless_they_are_off(settings, expected):
     assert sum(calls) == 40
 
 
-def test_given_lengths_are_used_in_place_of_the_mask():
-    batch = make_batch(4)
-    lengths = batch["attention_mask"].sum(-1)
-    expected, found = cut(batch, 3), cut({**batch, "lengths": lengths.tolist()}, 3)
-    assert torch.equal(found.places, expected.places)
-
-
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("chunk_size", [None, 1, 5, 18])
 def test_chunks_have_the_gradients_of_the_whole_batch(chunk_size, recompute):

@@ -4,7 +4,7 @@ from transformers import BertConfig, BertModel
 
 from spectral_lightning.losses import SpectraLoss
 from spectral_lightning.models.spectra import SpectraConfig, SpectraModel
-from spectral_lightning.tasks.embedding_models import check_parts, embedding_model
+from spectral_lightning.tasks.embedding_models import embedding_model
 from tests.tasks.embedding_cases import BERT, TINY
 
 ALL = SpectraLoss().required_heads()
@@ -110,9 +110,3 @@ def test_a_given_model_with_a_branch_that_is_left_out_is_refused():
     model = SpectraModel(SpectraConfig.preset(name="tiny", vocab_size=50))
     with pytest.raises(ValueError, match="`model` must be built with use_spectral=False"):
         build(model, spectral_branch=False)
-
-
-def test_an_unknown_part_is_refused():
-    assert check_parts(["anchor", "anchor"]) == {"anchor"}
-    with pytest.raises(ValueError, match=r"`without` must hold only spectral, .* got 'ancor'"):
-        check_parts(["ancor"])

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` 
     ("settings", "message"),
     [
         ({"model": "M999"}, r"`model` must be one of the sizes M456, .*got 'M999'"),
-        ({"without": ["ancor"]}, r"`without` must hold only spectral, .*got 'ancor'"),
+        ({"without": ["ancor"]}, r"`without` must be one of anchor, .*got 'ancor'"),
         ({"eval_heads": ["semantics"]}, r"`eval_heads` must be out of .* got \['semantics'\]"),
         (
             {"eval_heads": []},
